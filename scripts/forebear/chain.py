@@ -1,0 +1,59 @@
+"""The chain of stages: which inverses a query meets, with α and damping.
+
+    score(z, x) = ∇m(θ_n; x)ᵀ [α_n H̃_n⁻¹] ··· [α_{s+1} H̃_{s+1}⁻¹] H̃_s⁻¹ ∇ℓ_s(z; θ_s)
+
+with H̃_1 = H_1 + λ_1 and H̃_s = H_s + α_s + λ_s (Bao et al. 2025, arXiv 2505.05017,
+equation 12, with the α that the paper drops). The query is preconditioned once, from the
+last stage to the documents'; the documents never are. All inverses are symmetric, so the
+order in which they meet ∇m is the order of the product read from the left.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from forebear.blocks import Block
+from forebear.config import Damping
+from forebear.kronecker import Eigenbasis, block_damping, damped_inverse, precondition
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """One stage's curvature, ready to be inverted.
+
+    `pull` is α_s, which is part of H̃_s for every stage but the first (0 there).
+    """
+
+    basis: Eigenbasis
+    eigenvalues: Mapping[str, Tensor]  # block → Λ [O, I], never written to
+    damping: Damping
+    pull: float = 0.0
+
+
+def inverse_functions(curvature: Curvature, scale: float = 1.0) -> dict[str, Tensor]:
+    """block → scale / (Λ + α + λ), [O, I]."""
+    functions = {}
+    for block, eigenvalues in curvature.eigenvalues.items():
+        damping = block_damping(eigenvalues, curvature.damping.relative, curvature.damping.absolute)
+        functions[block] = scale * damped_inverse(eigenvalues, curvature.pull + damping)
+    return functions
+
+
+def precondition_chain(
+    gradients: Mapping[str, Tensor], blocks: Sequence[Block], links: Sequence[tuple[Curvature, float]]
+) -> dict[str, Tensor]:
+    """Apply [scale · H̃⁻¹] of every link to the query gradients, the first link first.
+
+    Args:
+        gradients: block → ∇m [Q, O, I].
+        links: (curvature, scale); the scale is α_s for the stages after the documents'
+            and 1 for the documents' own.
+
+    Returns:
+        block → [Q, O, I], in the parameter basis.
+    """
+    vectors = dict(gradients)
+    for curvature, scale in links:
+        vectors = precondition(vectors, blocks, curvature.basis, inverse_functions(curvature, scale))
+    return vectors

@@ -1,0 +1,276 @@
+"""The config's schema: every key, its default and what it means, in one place.
+
+`python -m forebear.config` prints the reference table that the documentation shows.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from forebear.errors import ForebearError
+from forebear.estimators import ESTIMATORS
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class FactsCorpus(Section):
+    """The embedded statements about countries."""
+
+    embedded: Literal["facts"]
+    """Name of an embedded corpus."""
+    countries: int = Field(120, ge=2, le=120)
+    """How many countries, the most populous first."""
+    query_countries: int = Field(40, ge=1)
+    """How many of them only the queries ask about."""
+    glosses: bool = True
+    """Add WordNet's definitions of the countries and capitals to the documents."""
+
+    @model_validator(mode="after")
+    def _some_left(self):
+        if self.query_countries >= self.countries:
+            raise ValueError("`query_countries` must be smaller than `countries`, or nothing is left to fine-tune on")
+        return self
+
+
+class FileCorpus(Section):
+    """JSONL files of your own."""
+
+    documents: dict[str, Path]
+    """For each stage, a file of {"text"} or {"prompt", "completion"} lines."""
+    queries: Path
+    """A file of {"prompt", "completion"} lines, optionally with `relevant` and `group`."""
+
+
+class Training(Section):
+    """AdamW under a one-cycle schedule."""
+
+    epochs: int = Field(ge=1)
+    """Passes over the stage's sequences."""
+    batch_size: int = Field(32, ge=1)
+    """Sequences per optimizer step."""
+    learning_rate: float = Field(gt=0)
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Fraction of the steps in which the learning rate rises."""
+
+
+class Damping(Section):
+    """How much is added to a stage's curvature before it is inverted."""
+
+    relative: float | None = Field(None, ge=0)
+    """ρ: each block's damping is ρ times the mean of its eigenvalues."""
+    absolute: float | None = Field(None, ge=0)
+    """λ: the same damping for every block."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self):
+        if (self.relative is None) == (self.absolute is None):
+            raise ValueError("give either `relative` or `absolute`")
+        return self
+
+
+class Stage(Section):
+    """One training stage, in the order in which the model went through them."""
+
+    name: Name
+    """Names the stage's files and its documents in `corpus`."""
+    training: Training
+    """How the stage is trained."""
+    damping: Damping
+    """Damping of the stage's curvature; a plain number is `relative`."""
+    alpha: float | Literal["auto"] = "auto"
+    """α, the strength of the pull to the stage before; `auto` reads it off the training record."""
+
+    @field_validator("damping", mode="before")
+    @classmethod
+    def _plain_number_is_relative(cls, value):
+        return {"relative": value} if isinstance(value, int | float) else value
+
+    @field_validator("alpha")
+    @classmethod
+    def _positive(cls, value):
+        if value != "auto" and value <= 0:
+            raise ValueError("must be positive, or `auto`")
+        return value
+
+
+class GroundTruth(Section):
+    """Retrainings on random subsets of the attributed stage's documents."""
+
+    subsets: int = Field(32, ge=3)
+    """How many subsets; more extend the bank, and nothing is retrained twice."""
+    fraction: float = Field(0.5, gt=0, lt=1)
+    """Fraction of the documents in each subset."""
+    repeats: int = Field(8, ge=3)
+    """How many of the subsets are retrained with another seed too, for the noise ceiling."""
+    shards: int = Field(2, ge=1)
+    """Into how many jobs the retrainings are split."""
+
+    @model_validator(mode="after")
+    def _repeats_are_subsets(self):
+        if self.repeats > self.subsets:
+            raise ValueError("`repeats` cannot exceed `subsets`")
+        return self
+
+
+class Study(Section):
+    """A chain of stages, its data, and what is computed on it."""
+
+    corpus: FactsCorpus | FileCorpus
+    """Where documents and queries come from."""
+    model: dict[str, str | int | float | bool]
+    """The first stage's architecture: transformers' `model_type` and options of its config."""
+    max_length: int = Field(64, ge=2)
+    """Longest sequence in tokens; longer ones are cut, the targets kept."""
+    stages: list[Stage] = Field(min_length=1)
+    """The chain, first stage first."""
+    attributed_stage: str | None = None
+    """The stage whose documents are scored; the first by default."""
+    estimators: list[str] = list(ESTIMATORS)
+    """What is computed and compared."""
+    split_heads: bool = False
+    """Split fused attention maps into one curvature block per head and role."""
+    label_samples: int = Field(1, ge=1)
+    """How many labels are drawn from the model per position for each curvature factor."""
+    batch_tokens: int = Field(4096, ge=1)
+    """Padded tokens per batch in factors and scores."""
+    ground_truth: GroundTruth = GroundTruth()
+    """The retrainings that estimators are judged by."""
+    top: int = Field(5, ge=1)
+    """Documents shown for and against each query."""
+    seed: int = Field(0, ge=0)
+    """Of data, initial weights, orders, sampled labels and subsets."""
+    threads: int = Field(2, ge=1)
+    """Processor threads of the factor and score jobs."""
+    gpus: int = Field(0, ge=0)
+    """GPUs of the training, factor and score jobs."""
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _embedded_or_files(cls, value):
+        if isinstance(value, dict):
+            return FactsCorpus(**value) if "embedded" in value else FileCorpus(**value)
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _has_model_type(cls, value):
+        if "model_type" not in value:
+            raise ValueError("needs `model_type`, for example gpt_neox")
+        return value
+
+    @field_validator("estimators")
+    @classmethod
+    def _known(cls, value):
+        for name in value:
+            if name not in ESTIMATORS:
+                raise ValueError(f"there is no estimator {name!r}; choose from {', '.join(ESTIMATORS)}")
+        if len(set(value)) < len(value):
+            raise ValueError("an estimator is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _stages_fit(self):
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError("two stages have the same name")
+        if self.attributed_stage is not None and self.attributed_stage not in names:
+            raise ValueError(f"`attributed_stage` {self.attributed_stage!r} is none of the stages {', '.join(names)}")
+        known = set(self.corpus.documents) if isinstance(self.corpus, FileCorpus) else {"pretraining", "finetuning"}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"the corpus has no documents for the stage {name!r}; it has {', '.join(sorted(known))}")
+        return self
+
+    @property
+    def stage_names(self) -> list[str]:
+        return [stage.name for stage in self.stages]
+
+    @property
+    def attributed(self) -> str:
+        return self.attributed_stage or self.stages[0].name
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+class Config(Section):
+    """The whole file."""
+
+    study: str
+    """The study that results/figures/ shows."""
+    studies: dict[Name, Study] = Field(min_length=1)
+    """All studies, by name."""
+
+    @model_validator(mode="after")
+    def _study_exists(self):
+        if self.study not in self.studies:
+            raise ValueError(f"`study` names {self.study!r}, but `studies` has {', '.join(self.studies)}")
+        return self
+
+
+def parse_config(config: dict) -> Config:
+    """Validate a config and fill in its defaults.
+
+    Raises:
+        ForebearError: one sentence that names the first wrong key.
+    """
+    try:
+        return Config.model_validate(config)
+    except ValidationError as error:
+        raise ForebearError(_sentence(error)) from error
+
+
+def read_config(path: str | Path) -> Config:
+    with Path(path).open(encoding="utf-8") as handle:
+        return parse_config(yaml.safe_load(handle))
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the top level"
+    if first["type"] == "extra_forbidden":
+        return f"config: unknown key `{key}`; remove it or correct its spelling."
+    if first["type"] == "missing":
+        return f"config: the key `{key}` is missing."
+    if first["type"] == "too_short":
+        return f"config: `{key}` is empty; give it at least one entry."
+    return f"config: `{key}`: {first['msg'].removeprefix('Value error, ')} (found {_short(first['input'])})."
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reference(section: type[BaseModel], prefix: str = "") -> list[str]:
+    rows = []
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        default = "required" if field.is_required() else f"`{field.default}`"
+        rows.append(f"| `{key}` | {field.description} | {default if not isinstance(field.default, Section) else ''} |")
+        for nested, inner in _SECTIONS.get((section, name), ()):
+            rows += _reference(inner, f"{key}{nested}.")
+    return rows
+
+
+_SECTIONS: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ...]] = {
+    (Config, "studies"): ((".<name>", Study),),
+    (Study, "corpus"): (("", FactsCorpus), ("", FileCorpus)),
+    (Study, "stages"): (("[]", Stage),),
+    (Study, "ground_truth"): (("", GroundTruth),),
+    (Stage, "training"): (("", Training),),
+    (Stage, "damping"): (("", Damping),),
+}
+
+if __name__ == "__main__":
+    print("| key | meaning | default |\n| --- | --- | --- |")
+    print("\n".join(_reference(Config)))

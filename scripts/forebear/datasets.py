@@ -1,0 +1,189 @@
+"""Records → token sequences → padded batches, and the one place where labels are shifted.
+
+A record is a JSON object with either `text` (every token is a target) or `prompt` and
+`completion` (only the completion's tokens are). It may carry `id`, and queries may carry
+`relevant` (ids of the documents that state the answer) and `group`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forebear.errors import ForebearError
+
+IGNORED = -100  # the label of a position without a target; cross_entropy's default
+
+
+@dataclass(frozen=True)
+class Example:
+    """One token sequence; the loss is on `ids[first_target:]`."""
+
+    ids: Tensor  # [T] int64
+    first_target: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences.
+
+    Under a causal mask real positions never see the padding to their right, so no
+    attention mask is needed.
+    """
+
+    indices: Tensor  # [B] places of the sequences in the data set
+    ids: Tensor  # [B, T]
+    labels: Tensor  # [B, T] the token that position t must predict, or IGNORED
+    positions: Tensor  # [B, T] bool: real, and not the last of its sequence
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.indices, self.ids.to(device), self.labels.to(device), self.positions.to(device))
+
+
+def read_records(path: str | Path) -> list[dict]:
+    """The records of a JSONL file, checked; ids default to line numbers.
+
+    Raises:
+        ForebearError: naming file and line, for a line that is not a valid record.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ForebearError(f"{path}: there is no such file; check `corpus` in the config.")
+    records, lines_by_id = [], {}
+    with path.open("rb") as handle:
+        for number, raw in enumerate(handle, start=1):
+            where = f"{path}, line {number}"
+            record = _parse_record(raw, where)
+            record.setdefault("id", str(number))
+            earlier = lines_by_id.setdefault(record["id"], number)
+            if earlier != number:
+                raise ForebearError(f"{where}: the id {record['id']!r} was already used in line {earlier}.")
+            records.append(record)
+    if not records:
+        raise ForebearError(f"{path}: the file has no records; give it at least one line.")
+    return records
+
+
+def _parse_record(raw: bytes, where: str) -> dict:
+    try:
+        record = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ForebearError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}).") from error
+    except json.JSONDecodeError as error:
+        raise ForebearError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from error
+    if not isinstance(record, dict):
+        raise ForebearError(f"{where}: expected a JSON object, found {type(record).__name__}.")
+    keys = {"text"} if "text" in record else {"prompt", "completion"}
+    for key in sorted(keys):
+        if not isinstance(record.get(key), str) or not record[key].strip():
+            raise ForebearError(
+                f"{where}: needs a non-empty string `text`, or `prompt` and `completion`; `{key}` is missing or empty."
+            )
+    if "id" in record and not isinstance(record["id"], str):
+        raise ForebearError(f"{where}: `id` must be a string, found {record['id']!r}.")
+    return record
+
+
+def write_records(path: str | Path, records: Iterable[dict]) -> None:
+    with Path(path).open("w", encoding="utf-8") as handle:
+        for record in records:
+            handle.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def full_text(record: dict) -> str:
+    """The words of a record, as text rankers see them."""
+    return record.get("text") or f"{record['prompt']} {record['completion']}"
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def encode(records: Sequence[dict], tokenizer, max_length: int, end: bool = True) -> list[Example]:
+    """Tokenise records as `<bos> prompt completion <eos>`.
+
+    A sequence over `max_length` tokens loses the beginning of its prompt (or the end of
+    its text), so that the targets stay.
+
+    Args:
+        end: append the end-of-sequence token as a target (training data); a query's
+            measurement leaves it out.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    head = [] if bos is None else [bos]
+    tail = [eos] if end and eos is not None else []
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    examples = []
+    for record in records:
+        if "text" in record:
+            ids = (head + ids_of(record["text"]) + tail)[:max_length]
+            first_target = 1
+        else:
+            completion = (ids_of(record["completion"]) + tail)[: max_length - 1]
+            prompt = head + ids_of(record["prompt"])
+            prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
+            ids, first_target = prompt + completion, len(prompt)
+        if len(ids) <= first_target or first_target == 0:
+            raise ForebearError(
+                f"record {record['id']!r} has no token to predict after tokenisation; remove it or lengthen it."
+            )
+        examples.append(Example(torch.tensor(ids), first_target))
+    return examples
+
+
+def shifted_labels(ids: Tensor, first_targets: Tensor, lengths: Tensor) -> Tensor:
+    """labels[b, t] = ids[b, t + 1] where token t + 1 is a target, else IGNORED.
+
+    Args:
+        ids: [B, T], right-padded.
+        first_targets: [B], index of the first token that carries loss.
+        lengths: [B], real tokens of each sequence.
+    """
+    following = torch.arange(1, ids.shape[1] + 1)  # the token that each position predicts
+    is_target = (following >= first_targets[:, None]) & (following < lengths[:, None])
+    return torch.where(is_target, ids.roll(-1, dims=1), IGNORED)
+
+
+def collate(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
+    """Pad the chosen sequences to the longest of them."""
+    chosen = [examples[i] for i in indices]
+    lengths = torch.tensor([len(e.ids) for e in chosen])
+    ids = torch.nn.utils.rnn.pad_sequence([e.ids for e in chosen], batch_first=True)
+    labels = shifted_labels(ids, torch.tensor([e.first_target for e in chosen]), lengths)
+    positions = torch.arange(ids.shape[1]) < lengths[:, None] - 1
+    return Batch(torch.as_tensor(indices), ids, labels, positions)
+
+
+def batch_indices(examples: Sequence[Example], batch_tokens: int) -> list[list[int]]:
+    """Partition a data set, longest first, into batches of at most `batch_tokens` padded tokens.
+
+    Neighbours have like lengths, so there is little padding; the largest batch comes
+    first, so that running out of memory is noticed at once.
+    """
+    lengths = np.array([len(e.ids) for e in examples])
+    batches, current = [], []
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        if current and lengths[current[0]] * (len(current) + 1) > batch_tokens:
+            batches.append(current)
+            current = []
+        current.append(index)
+    return [*batches, current] if current else batches
+
+
+def batches(examples: Sequence[Example], batch_tokens: int) -> list[Batch]:
+    return [collate(examples, indices) for indices in batch_indices(examples, batch_tokens)]
+
+
+def number_of_positions(examples: Sequence[Example]) -> int:
+    """Real positions except the last of each sequence: what covariances average over."""
+    return sum(len(e.ids) - 1 for e in examples)

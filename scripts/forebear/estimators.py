@@ -1,0 +1,103 @@
+"""The estimators, declared: what each reads, which inverses it applies, where it looks.
+
+Gradient-based estimators are rows of one table. They differ in the columns (which
+preconditioned query they read), in the parameters at which the documents' gradients are
+taken, in the blocks they count, and in normalisation; one pass over the documents serves
+all that share the parameters.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A set of preconditioned queries: which stages' inverses are applied to ∇m.
+
+    `stages` is relative to the attributed stage s in a chain of n: "chain" is n..s,
+    "later" is n..s+1, "own" is s alone, "joint" is the attributed documents' curvature at
+    the last model, and "none" leaves the gradient as it is.
+    """
+
+    stages: Literal["chain", "later", "own", "joint", "none"]
+    curvature: Literal["ekfac", "kfac"] = "ekfac"
+
+
+# Named as the estimator that they were made for; "gradient" is the raw query gradient.
+COLUMNS = {
+    "gradient": Columns("none"),
+    "multistage-ekfac": Columns("chain"),
+    "multistage-kfac": Columns("chain", "kfac"),
+    "singlestage-ekfac": Columns("joint"),
+    "pretrain-ekfac": Columns("own"),
+    "finetune-ekfac": Columns("later"),
+}
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One row of the comparison."""
+
+    label: str  # as figures show it
+    summary: str
+    columns: str | None = None  # key of COLUMNS; None for estimators without gradients
+    at_last: bool = False  # documents' gradients at the last model instead of their own stage's
+    kinds: tuple[str, ...] = ("attention", "mlp")
+    cosine: bool = False
+
+    @property
+    def uses_gradients(self) -> bool:
+        return self.columns is not None
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "multistage-ekfac": Estimator(
+        "multi-stage EK-FAC", "the inverse of every stage from the last to the documents'", "multistage-ekfac"
+    ),
+    "multistage-ekfac-mlp": Estimator(
+        "multi-stage EK-FAC, MLP", "the same on the MLP blocks alone", "multistage-ekfac", kinds=("mlp",)
+    ),
+    "multistage-kfac": Estimator(
+        "multi-stage K-FAC", "the same with Kronecker-factored eigenvalues", "multistage-kfac"
+    ),
+    "singlestage-ekfac": Estimator(
+        "single-stage EK-FAC",
+        "the classical influence function with everything at the last model",
+        "singlestage-ekfac",
+        at_last=True,
+    ),
+    "pretrain-ekfac": Estimator("first inverse only", "only the documents' own stage's inverse", "pretrain-ekfac"),
+    "finetune-ekfac": Estimator("last inverse only", "only the later stages' inverses", "finetune-ekfac"),
+    "gradient-dot": Estimator("gradient dot product", "no curvature", "gradient"),
+    "gradient-cosine": Estimator("gradient cosine", "no curvature, gradients of unit length", "gradient", cosine=True),
+    "embedding": Estimator("embedding", "cosine of mean last hidden states of the last model"),
+    "bm25": Estimator("BM25", "word overlap of document and query"),
+    "random": Estimator("random", "scores drawn at random"),
+}
+
+
+def columns_of(estimators: list[str]) -> list[str]:
+    """The column sets that some estimators need, without repetition, in order."""
+    return list(dict.fromkeys(ESTIMATORS[name].columns for name in estimators if ESTIMATORS[name].uses_gradients))
+
+
+def gradient_estimators(estimators: list[str], at_last: bool) -> list[str]:
+    """Those of the estimators whose document gradients are taken at the last (own stage's) model."""
+    return [e for e in estimators if ESTIMATORS[e].uses_gradients and ESTIMATORS[e].at_last == at_last]
+
+
+def inverse_points(columns: str, stages: list[str], attributed: str) -> list[str]:
+    """The curvature points whose inverses are applied to ∇m, first applied first.
+
+    A point is a stage's name, or `{data}@{model}` for one stage's documents at another
+    stage's model.
+    """
+    last, own = stages[-1], stages.index(attributed)
+    later = stages[:own:-1]
+    return {
+        "none": [],
+        "own": [attributed],
+        "later": later,
+        "chain": [*later, attributed],
+        "joint": [f"{attributed}@{last}" if attributed != last else attributed],
+    }[COLUMNS[columns].stages]

@@ -1,0 +1,38 @@
+"""Progress with rate and remaining time: a live bar on a terminal, sparse lines in a log."""
+
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+LOG_SECONDS = 10.0  # between two lines in a log
+TERMINAL_FD = "FOREBEAR_TERMINAL_FD"  # set by jobs.start, which sends stderr to a log
+
+Item = TypeVar("Item")
+
+
+def progress(items: Collection[Item], description: str, unit: str) -> Iterator[Item]:
+    """Iterate over `items`, showing how far it has come and how long the rest will take."""
+    terminal, log = _terminal(), None if sys.stderr.isatty() else sys.stderr
+    bar = tqdm(
+        items, desc=description, unit=unit, leave=False, file=terminal or sys.stderr, disable=None, dynamic_ncols=True
+    )
+    started = logged = time.monotonic()
+    for done, item in enumerate(bar):
+        now = time.monotonic()
+        if log is not None and now - logged >= LOG_SECONDS:
+            logged = now
+            print(tqdm.format_meter(done, len(items), now - started, prefix=description, unit=unit, ncols=0), file=log, flush=True)
+        yield item
+    if log is not None:
+        seconds = time.monotonic() - started
+        print(f"{description}: {len(items)} × {unit} in {seconds:.1f} s", file=log, flush=True)
+
+
+def _terminal():
+    """The terminal that a job was started from, if there is one."""
+    fd = os.environ.get(TERMINAL_FD)
+    return None if fd is None else os.fdopen(os.dup(int(fd)), "w")

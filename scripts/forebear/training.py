@@ -1,0 +1,163 @@
+"""Train a stage: a tokenizer, a fresh or a given model, AdamW under a one-cycle schedule.
+
+The same function makes the study's models and the ground truth's retrainings; a subset is
+a boolean mask over the documents, and the order of the remaining ones does not change.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from forebear.config import Training
+from forebear.datasets import IGNORED, Batch, Example, batches, collate, full_text
+from forebear.errors import ForebearError
+from forebear.progress import progress
+
+# Sequences of one optimizer step that are run together: enough to fill a core, while
+# grouping by length saves the padding of a whole random batch.
+MICRO_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a stage's manifest says about its training."""
+
+    steps: int
+    mean_learning_rate: float
+    loss: float  # mean over sequences of the summed cross-entropy, nats
+    loss_untrained: float
+
+
+def build_tokenizer(records: Sequence[dict]) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer whose vocabulary is every word of the records, most frequent first."""
+    splitter = pre_tokenizers.Whitespace()
+    counts: dict[str, int] = {}
+    for record in records:
+        for word, _ in splitter.pre_tokenize_str(full_text(record)):
+            counts[word] = counts.get(word, 0) + 1
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = {word: i for i, word in enumerate(special + words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def build_model(model_config: dict, tokenizer, seed: int) -> PreTrainedModel:
+    """A freshly initialised causal language model of any architecture that transformers knows."""
+    options = dict(model_config)
+    model_type = options.pop("model_type")
+    try:
+        config = AutoConfig.for_model(
+            model_type,
+            **options,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    except ValueError as error:
+        raise ForebearError(f"model: transformers cannot build the model_type {model_type!r}: {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over all targets; logits [B, T, V], labels [B, T]."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def sequence_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over each sequence's targets, [B], in the logits' precision."""
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(labels).sum(1)
+
+
+@torch.no_grad()
+def evaluate_losses(model: PreTrainedModel, examples: Sequence[Example], batch_tokens: int = 8192) -> Tensor:
+    """Summed cross-entropy of every sequence's targets, [N]."""
+    losses = torch.empty(len(examples))
+    for batch in batches(examples, batch_tokens):
+        batch = batch.to(model.device)
+        losses[batch.indices] = sequence_losses(model(batch.ids).logits.float(), batch.labels).cpu()
+    return losses
+
+
+def train(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    settings: Training,
+    seed: int,
+    subset: np.ndarray | None = None,
+    description: str = "training",
+) -> tuple[PreTrainedModel, TrainingRecord]:
+    """Train a copy of `model` on the mean over sequences of their summed cross-entropy.
+
+    Args:
+        subset: [N] bool; train on these sequences only, in the order in which the whole
+            set would have been visited.
+        seed: of the data order.
+    """
+    chosen = np.flatnonzero(np.ones(len(examples), bool) if subset is None else subset)
+    batch_size = min(settings.batch_size, len(chosen))
+    schedule = _steps(len(examples), chosen, batch_size, settings.epochs, seed)
+    model = copy.deepcopy(model).train()
+    loss_untrained = evaluate_losses(model.eval(), [examples[i] for i in chosen]).mean().item()
+    model.train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=len(schedule), pct_start=settings.warmup, cycle_momentum=False
+    )
+    rates = []
+    for step in progress(schedule, description, "step"):
+        optimizer.zero_grad()
+        for part in _micro_batches(examples, step):
+            part = part.to(model.device)
+            loss = summed_loss(model(part.ids, use_cache=False).logits, part.labels)
+            (loss / len(step)).backward()
+            if not torch.isfinite(loss):
+                raise ForebearError(
+                    f"{description}: the loss is {loss.item()} on documents {part.indices.tolist()} (counted from 0); "
+                    "check these documents, or lower `learning_rate`."
+                )
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    model.eval()
+    loss = evaluate_losses(model, [examples[i] for i in chosen]).mean().item()
+    return model, TrainingRecord(len(schedule), float(np.mean(rates)), loss, loss_untrained)
+
+
+def _steps(total: int, chosen: np.ndarray, batch_size: int, epochs: int, seed: int) -> list[np.ndarray]:
+    """The sequences of every optimizer step; each epoch visits every chosen one once."""
+    generator = np.random.default_rng(seed)
+    keep = np.zeros(total, bool)
+    keep[chosen] = True
+    steps = []
+    for _ in range(epochs):
+        order = generator.permutation(total)
+        order = order[keep[order]]
+        steps += [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return steps
+
+
+def _micro_batches(examples: Sequence[Example], step: np.ndarray) -> list[Batch]:
+    """A step's sequences in groups of like length: the same gradient with less padding."""
+    by_length = step[np.argsort([len(examples[i].ids) for i in step], kind="stable")]
+    return [collate(examples, part.tolist()) for part in np.array_split(by_length, MICRO_BATCHES) if len(part)]
+
+
+def manifest(record: TrainingRecord, **more) -> dict:
+    return {**asdict(record), **more}
