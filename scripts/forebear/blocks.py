@@ -8,7 +8,6 @@ head are not tracked.
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from forebear.errors import ForebearError
 
@@ -25,7 +24,7 @@ class Block:
     bias: bool
 
 
-def tracked_blocks(model: PreTrainedModel, split_heads: bool = False) -> list[Block]:
+def tracked_blocks(model: nn.Module, split_heads: bool = False) -> list[Block]:
     """The blocks of a decoder-only model, in the order of its modules.
 
     Args:
@@ -53,7 +52,7 @@ def tracked_blocks(model: PreTrainedModel, split_heads: bool = False) -> list[Bl
     return blocks
 
 
-def _transformer_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def _transformer_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     depth = model.config.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -63,7 +62,7 @@ def _transformer_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     )
 
 
-def _head_rows(model: PreTrainedModel) -> dict[str, slice]:
+def _head_rows(model: nn.Module) -> dict[str, slice]:
     """Rows of a fused query-key-value map, by role and head."""
     if model.config.model_type != "gpt_neox":
         raise ForebearError(

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from forebear.blocks import Block
-from forebear.config import Damping
-from forebear.kronecker import Eigenbasis, block_damping, damped_inverse, precondition
+from forebear.kronecker import Damping, Eigenbasis, damped_inverse, precondition
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ def inverse_functions(curvature: Curvature, scale: float = 1.0) -> dict[str, Ten
     """block → scale / (Λ + α + λ), [O, I]."""
     functions = {}
     for block, eigenvalues in curvature.eigenvalues.items():
-        damping = block_damping(eigenvalues, curvature.damping.relative, curvature.damping.absolute)
-        functions[block] = scale * damped_inverse(eigenvalues, curvature.pull + damping)
+        damping = curvature.pull + curvature.damping.of(eigenvalues)
+        functions[block] = scale * damped_inverse(eigenvalues, damping)
     return functions
 
 
@@ -57,3 +56,14 @@ def precondition_chain(
     for curvature, scale in links:
         vectors = precondition(vectors, blocks, curvature.basis, inverse_functions(curvature, scale))
     return vectors
+
+
+def default_pull(record: Mapping[str, float]) -> float:
+    """α of a stage from its training record: √v / (η̄ K).
+
+    Gradient flow for K steps at mean learning rate η̄ moves the parameters by η̄ K times
+    the gradient, which a proximity term of strength 1/(η̄ K) matches to first order (Bae
+    et al. 2024, arXiv 2405.12186, section 3). AdamW divides the gradient by √v̂ before it
+    moves, so the strength is multiplied by its mean.
+    """
+    return record["adam_scale"] / (record["mean_learning_rate"] * record["steps"])

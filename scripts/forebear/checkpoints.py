@@ -1,6 +1,5 @@
-"""Models on disk: a Hugging Face directory with a manifest that names what made it."""
+"""Models on disk: Hugging Face directories, loaded on the device of the job."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,41 +7,33 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import forebear
-from forebear.datasets import file_digest
 from forebear.errors import ForebearError
-from forebear.store import atomic_path
-
-MANIFEST = "manifest.json"
+from forebear.manifests import write_manifest
 
 
 def save_checkpoint(directory: str | Path, model: PreTrainedModel, tokenizer, **facts) -> None:
-    """Save model and tokenizer; the manifest is written last and marks the directory complete."""
+    """Save model and tokenizer as safetensors and JSON, and then the manifest."""
     directory = Path(directory)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     versions = {"forebear": forebear.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    content = {"model_digest": model_digest(directory), **facts, "versions": versions}
-    with atomic_path(directory / MANIFEST) as path:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_manifest(directory, {**facts, "versions": versions})
 
 
-def read_manifest(directory: str | Path) -> dict:
-    """A checkpoint's manifest, after checking that the weights are those that it names."""
-    path = Path(directory) / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ForebearError(f"{path}: cannot be read ({error}); delete the directory and run again.") from error
-    if model_digest(directory) != content["model_digest"]:
+def device_for(gpus: int) -> torch.device:
+    """The CPU, or the first of `gpus` devices.
+
+    Raises:
+        ForebearError: fewer devices are visible than the job asked for.
+    """
+    if gpus == 0:
+        return torch.device("cpu")
+    if torch.cuda.device_count() < gpus:
         raise ForebearError(
-            f"{directory}: the weights are not those that {MANIFEST} names; delete the directory and run again."
+            f"the study asks for {gpus} GPUs, but this job sees {torch.cuda.device_count()}; "
+            "lower `gpus`, or check --resources gpu and CUDA_VISIBLE_DEVICES."
         )
-    return content
-
-
-def model_digest(directory: str | Path) -> str:
-    """SHA-256 of the weights."""
-    return file_digest(Path(directory) / "model.safetensors")
+    return torch.device("cuda:0")
 
 
 def load_model(directory: str | Path) -> PreTrainedModel:

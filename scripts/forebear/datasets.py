@@ -89,6 +89,12 @@ def _parse_record(raw: bytes, where: str) -> dict:
     return record
 
 
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The objects of a JSONL file that forebear itself wrote."""
+    with Path(path).open(encoding="utf-8") as handle:
+        return [json.loads(line) for line in handle]
+
+
 def write_records(path: str | Path, records: Iterable[dict]) -> None:
     with Path(path).open("w", encoding="utf-8") as handle:
         for record in records:

@@ -78,19 +78,22 @@ def pairwise_scores(
     wanted = [i for i in range(len(examples)) if skip is None or not skip[i]]
     remaining = [examples[i] for i in wanted]
     places = np.array(wanted, dtype=np.int64)
-    seconds = dict.fromkeys([*columns, "pass"], 0.0)
+    seconds: dict[object, float] = {}
     pending = _Pending(write)
     for indices in progress(batch_indices(remaining, batch_tokens), "scores", "batch"):
         scores, timed = _score_batch(model, blocks, collate(remaining, indices), flat, norms, requests)
         for name, value in timed.items():
-            seconds[name] += value
+            seconds[name] = seconds.get(name, 0.0) + value
         pending.add(places[indices], scores)
     pending.flush()
-    return {estimator: seconds["pass"] + seconds[request.columns] for estimator, request in requests.items()}
+    return {
+        estimator: sum(seconds.get(part, 0.0) for part in ["pass", *((request.columns, b) for b in request.blocks)])
+        for estimator, request in requests.items()
+    }
 
 
-def _score_batch(model, blocks, batch, flat, norms, requests) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Scores [B, Q] of one batch for every estimator, and the seconds of pass and columns."""
+def _score_batch(model, blocks, batch, flat, norms, requests) -> tuple[dict[str, Tensor], dict[object, float]]:
+    """Scores [B, Q] of one batch for every estimator, and the seconds of the pass and of each (columns, block)."""
     clock = _Clock()
     captured = capture(model, blocks, batch)
     shape = (len(batch.indices), next(iter(norms.values())).shape[0])
@@ -108,7 +111,7 @@ def _score_batch(model, blocks, batch, flat, norms, requests) -> tuple[dict[str,
                 product = gradients @ tensors[block.name]
                 for estimator in users:
                     scores[estimator] += product
-            clock.lap(name)
+            clock.lap((name, block.name))
     for estimator, request in requests.items():
         if request.cosine:
             scores[estimator] /= squares.sqrt()[:, None] * norms[request.columns] + 1e-30
@@ -119,10 +122,10 @@ class _Clock:
     """Seconds between laps, by name."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[object, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: object) -> None:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

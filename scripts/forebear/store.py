@@ -42,7 +42,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def create(path: str | Path, kind: str, attributes: Attributes) -> Iterator[h5py.File]:
     """Write an artifact; it appears under its name only when the block succeeds."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update({"format": FORMAT, "kind": kind, **attributes})
+        file.attrs.update({**attributes, "format": FORMAT, "kind": kind, "complete": False})
         yield file
         file.attrs["complete"] = True
 
@@ -87,6 +87,13 @@ def read_attributes(path: str | Path, kind: str, expected: Attributes | None = N
         return dict(file.attrs)
 
 
+def read_root(path: str | Path) -> dict:
+    """Root attributes of an artifact of any kind."""
+    with h5py.File(path, "r") as file:
+        kind = file.attrs.get("kind", "")
+    return read_attributes(path, kind)
+
+
 def write_tensors(file: h5py.File, tensors: Mapping[str, Tensor], dataset: str) -> None:
     """Write {block: tensor} as `/{block}/{dataset}`."""
     for block, tensor in tensors.items():
@@ -123,7 +130,7 @@ class ResumableMatrix:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = self.path.with_name(f".{self.path.name}.partial")
-        self._attributes = {"format": FORMAT, "kind": kind, **attributes}
+        self._attributes = {**attributes, "format": FORMAT, "kind": kind, "complete": False}
         self._file = self._reopen(shape) or self._new(shape)
 
     def _reopen(self, shape: tuple[int, int]) -> h5py.File | None:

@@ -6,7 +6,7 @@ a boolean mask over the documents, and the order of the remaining ones does not 
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,14 +15,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from forebear.config import Training
 from forebear.datasets import IGNORED, Batch, Example, batches, collate, full_text
 from forebear.errors import ForebearError
 from forebear.progress import progress
 
 # Sequences of one optimizer step that are run together: enough to fill a core, while
 # grouping by length saves the padding of a whole random batch.
-MICRO_BATCHES = 3
+MICRO_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW under a one-cycle learning rate; fields as the config's `training`."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float  # the peak
+    weight_decay: float
+    warmup: float  # fraction of the steps in which the learning rate rises
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class TrainingRecord:
 
     steps: int
     mean_learning_rate: float
+    adam_scale: float  # mean over parameters of √v̂: what AdamW divides a gradient by
     loss: float  # mean over sequences of the summed cross-entropy, nats
     loss_untrained: float
 
@@ -96,8 +107,8 @@ def evaluate_losses(model: PreTrainedModel, examples: Sequence[Example], batch_t
 def train(
     model: PreTrainedModel,
     examples: Sequence[Example],
-    settings: Training,
-    seed: int,
+    schedule: Schedule,
+    seed: Sequence[int],
     subset: np.ndarray | None = None,
     description: str = "training",
 ) -> tuple[PreTrainedModel, TrainingRecord]:
@@ -109,19 +120,19 @@ def train(
         seed: of the data order.
     """
     chosen = np.flatnonzero(np.ones(len(examples), bool) if subset is None else subset)
-    batch_size = min(settings.batch_size, len(chosen))
-    schedule = _steps(len(examples), chosen, batch_size, settings.epochs, seed)
+    batch_size = min(schedule.batch_size, len(chosen))
+    steps = _steps(len(examples), chosen, batch_size, schedule.epochs, seed)
     model = copy.deepcopy(model).train()
     loss_untrained = evaluate_losses(model.eval(), [examples[i] for i in chosen]).mean().item()
     model.train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=len(schedule), pct_start=settings.warmup, cycle_momentum=False
+        optimizer, schedule.learning_rate, total_steps=len(steps), pct_start=schedule.warmup, cycle_momentum=False
     )
-    rates = []
-    for step in progress(schedule, description, "step"):
+    rates: list[float] = []
+    for step in progress(steps, description, "step"):
         optimizer.zero_grad()
         for part in _micro_batches(examples, step):
             part = part.to(model.device)
@@ -137,10 +148,21 @@ def train(
         scheduler.step()
     model.eval()
     loss = evaluate_losses(model, [examples[i] for i in chosen]).mean().item()
-    return model, TrainingRecord(len(schedule), float(np.mean(rates)), loss, loss_untrained)
+    return model, TrainingRecord(len(steps), float(np.mean(rates)), _adam_scale(optimizer), loss, loss_untrained)
 
 
-def _steps(total: int, chosen: np.ndarray, batch_size: int, epochs: int, seed: int) -> list[np.ndarray]:
+def _adam_scale(optimizer: torch.optim.AdamW) -> float:
+    """Mean over parameters of √v̂, the root of the bias-corrected second moment of the gradients."""
+    total, count = 0.0, 0
+    for group in optimizer.param_groups:
+        for state in optimizer.state.values():
+            corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
+            total += corrected.sqrt().sum().item()
+            count += corrected.numel()
+    return total / count
+
+
+def _steps(total: int, chosen: np.ndarray, batch_size: int, epochs: int, seed: Sequence[int]) -> list[np.ndarray]:
     """The sequences of every optimizer step; each epoch visits every chosen one once."""
     generator = np.random.default_rng(seed)
     keep = np.zeros(total, bool)
@@ -157,7 +179,3 @@ def _micro_batches(examples: Sequence[Example], step: np.ndarray) -> list[Batch]
     """A step's sequences in groups of like length: the same gradient with less padding."""
     by_length = step[np.argsort([len(examples[i].ids) for i in step], kind="stable")]
     return [collate(examples, part.tolist()) for part in np.array_split(by_length, MICRO_BATCHES) if len(part)]
-
-
-def manifest(record: TrainingRecord, **more) -> dict:
-    return {**asdict(record), **more}

@@ -1,0 +1,24 @@
+from snakemake.utils import min_version
+
+min_version("9.10")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/models.smk"
+include: "rules/factors.smk"
+include: "rules/attribution.smk"
+include: "rules/ground_truth.smk"
+include: "rules/evaluation.smk"
+include: "rules/figures.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/figures/spearman.png",
+        f"results/{CONFIG.study}/evaluation.csv",
+        f"results/{CONFIG.study}/proponents.md",

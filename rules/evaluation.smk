@@ -1,0 +1,67 @@
+# How well every estimator predicts retraining, finds known sources, and what it costs.
+
+
+def overhead_files(wildcards, estimator):
+    """The artifacts whose seconds are an estimator's overhead."""
+    columns = ESTIMATORS[estimator].columns
+    if columns is None:
+        return []
+    folder, study = f"results/{wildcards.study}", study_of(wildcards)
+    files = [f"{folder}/queries/gradients.h5"]
+    for point in inverse_points(columns, study.stage_names, study.attributed):
+        files += [f"{folder}/factors/{point}/covariances.h5", f"{folder}/factors/{point}/eigenbasis.h5"]
+        if COLUMNS[columns].curvature == "ekfac":
+            files.append(f"{folder}/factors/{point}/eigenvalues.h5")
+    return [*files, columns_file(wildcards.study, columns)] if len(files) > 1 else files
+
+
+rule evaluate:
+    message:
+        "{wildcards.study}: evaluate the estimators"
+    input:
+        scores=lambda w: [f"results/{w.study}/scores/{e}.h5" for e in study_of(w).estimators],
+        overhead=lambda w: sorted({f for e in study_of(w).estimators for f in overhead_files(w, e)}),
+        records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
+        queries="results/{study}/data/queries.jsonl",
+        subsets="results/{study}/ground_truth/subsets.h5",
+        bank="results/{study}/ground_truth/bank.h5",
+        answers="results/{study}/queries/answers.jsonl",
+    output:
+        table="results/{study}/evaluation.csv",
+        summary="results/{study}/evaluation.json",
+    log:
+        "results/{study}/logs/evaluate.log",
+    params:
+        estimators=from_study("estimators"),
+        overhead=lambda w: {e: overhead_files(w, e) for e in study_of(w).estimators},
+        seed=from_study("seed"),
+        engine=engine("evaluate"),
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=30,
+    script:
+        "../scripts/evaluate.py"
+
+
+rule list_proponents:
+    message:
+        "{wildcards.study}: list the documents for and against every answer"
+    input:
+        scores=lambda w: f"results/{w.study}/scores/{study_of(w).estimators[0]}.h5",
+        records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
+        queries="results/{study}/data/queries.jsonl",
+        answers="results/{study}/queries/answers.jsonl",
+    output:
+        page="results/{study}/proponents.md",
+    log:
+        "results/{study}/logs/list_proponents.log",
+    params:
+        study="{study}",
+        estimator=lambda w: study_of(w).estimators[0],
+        top=from_study("top"),
+        engine=engine("list_proponents"),
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=10,
+    script:
+        "../scripts/list_proponents.py"

@@ -1,0 +1,84 @@
+# Curvature at a point: a stage's data at its own model, or at another stage's (data@model).
+
+
+rule fit_covariances:
+    message:
+        "{wildcards.study}: covariances of {wildcards.point}"
+    input:
+        manifest=lambda w: manifest(w.study, model_of(w.point)),
+        records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
+    output:
+        covariances="results/{study}/factors/{point}/covariances.h5",
+    log:
+        "results/{study}/logs/fit_covariances/{point}.log",
+    params:
+        study="{study}",
+        point="{point}",
+        split_heads=from_study("split_heads"),
+        label_samples=from_study("label_samples"),
+        batch_tokens=from_study("batch_tokens"),
+        max_length=from_study("max_length"),
+        seed=from_study("seed"),
+        gpus=from_study("gpus"),
+        engine=engine("fit_covariances"),
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(4000),
+        runtime=120,
+        gpu=from_study("gpus"),
+    priority: 10
+    script:
+        "../scripts/fit_covariances.py"
+
+
+rule compute_eigenbasis:
+    message:
+        "{wildcards.study}: eigenbasis of {wildcards.point}"
+    input:
+        covariances="results/{study}/factors/{point}/covariances.h5",
+    output:
+        eigenbasis="results/{study}/factors/{point}/eigenbasis.h5",
+    log:
+        "results/{study}/logs/compute_eigenbasis/{point}.log",
+    params:
+        gpus=from_study("gpus"),
+        engine=engine("compute_eigenbasis"),
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(4000),
+        runtime=120,
+        gpu=from_study("gpus"),
+    priority: 10
+    script:
+        "../scripts/compute_eigenbasis.py"
+
+
+rule fit_eigenvalues:
+    message:
+        "{wildcards.study}: eigenvalues of {wildcards.point}"
+    input:
+        manifest=lambda w: manifest(w.study, model_of(w.point)),
+        records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
+        eigenbasis="results/{study}/factors/{point}/eigenbasis.h5",
+    output:
+        eigenvalues="results/{study}/factors/{point}/eigenvalues.h5",
+    log:
+        "results/{study}/logs/fit_eigenvalues/{point}.log",
+    params:
+        study="{study}",
+        point="{point}",
+        split_heads=from_study("split_heads"),
+        label_samples=from_study("label_samples"),
+        batch_tokens=from_study("batch_tokens"),
+        max_length=from_study("max_length"),
+        seed=from_study("seed"),
+        gpus=from_study("gpus"),
+        engine=engine("fit_eigenvalues"),
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(4000),
+        runtime=120,
+        gpu=from_study("gpus"),
+    priority: 10
+    script:
+        "../scripts/fit_eigenvalues.py"

@@ -1,0 +1,20 @@
+"""Let the last model answer every query, and record whether it is right."""
+
+from forebear.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+from pathlib import Path
+
+from forebear.answers import answer_queries
+from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.datasets import read_records, write_records
+from forebear.store import atomic_path
+
+directory = Path(snakemake.input.manifest).parent
+model = load_model(directory).to(device_for(snakemake.params.gpus))
+queries = read_records(snakemake.input.queries)
+answers = answer_queries(model, load_tokenizer(directory), queries, snakemake.params.max_length)
+with atomic_path(snakemake.output.answers) as path:
+    write_records(path, answers)
+print(f"{sum(answer['correct'] for answer in answers)} of {len(answers)} answers are right")

@@ -1,0 +1,38 @@
+"""Scores of a ranker that needs no gradients: embedding, bm25 or random."""
+
+from forebear.jobs import measured, start
+
+start(snakemake.log[0], snakemake.threads)
+
+from forebear.artifacts import write_scores
+from forebear.baselines import bm25_index, bm25_scores, cosine_scores, mean_hidden_states, random_scores
+from forebear.datasets import read_records
+from forebear.manifests import point_digests
+
+params, files = snakemake.params, snakemake.input
+documents, queries = read_records(files.records), read_records(files.queries)
+digests = point_digests(files.manifest, files.records)
+digests["query_data_digest"] = point_digests(files.manifest, files.queries)["data_digest"]
+
+if params.estimator == "embedding":
+    from forebear.points import open_point
+
+    ends = {files.records: True, files.queries: False}
+    points = [open_point(files.manifest, file, params.max_length, params.gpus, end=end) for file, end in ends.items()]
+    with measured() as overhead:
+        embeddings = [mean_hidden_states(point.model, point.examples, params.batch_tokens) for point in points]
+    with measured() as cost:
+        scores = cosine_scores(*embeddings)
+elif params.estimator == "bm25":
+    with measured() as overhead:
+        index = bm25_index(documents)
+    with measured() as cost:
+        scores = bm25_scores(index, queries)
+else:
+    with measured() as overhead:
+        pass
+    with measured() as cost:
+        scores = random_scores(len(documents), len(queries), params.seed)
+
+attributes = {"study": params.study, "estimator": params.estimator, "overhead_seconds": overhead["seconds"]}
+write_scores(snakemake.output.scores, scores, {**attributes, **digests, **cost})

@@ -1,0 +1,47 @@
+"""Score every document against every query, for all estimators at one model, in one pass."""
+
+from forebear.jobs import measured, start
+
+start(snakemake.log[0], snakemake.threads)
+
+import numpy as np
+from forebear.artifacts import SCORE_UNITS, read_query_columns
+from forebear.estimators import ESTIMATORS
+from forebear.manifests import point_digests
+from forebear.points import open_point
+from forebear.scoring import Request, pairwise_scores
+from forebear.store import ResumableMatrix
+
+params, files = snakemake.params, snakemake.input
+point = open_point(files.manifest, files.records, params.max_length, params.gpus, params.split_heads)
+query_digests = point_digests(files.last, files.queries)
+queries = {name: read_query_columns(file, query_digests) for name, file in zip(params.columns, files.columns)}
+requests = {
+    name: Request(
+        ESTIMATORS[name].columns,
+        frozenset(block.name for block in point.blocks if block.kind in ESTIMATORS[name].kinds),
+        ESTIMATORS[name].cosine,
+    )
+    for name in params.estimators
+}
+
+shape = (len(point.examples), len(next(iter(queries.values())).losses))
+attributes = {"study": params.study, **SCORE_UNITS, **point.digests, "query_data_digest": query_digests["data_digest"]}
+matrices = {
+    name: ResumableMatrix(path, "scores", {**attributes, "estimator": name}, shape)
+    for name, path in zip(params.estimators, snakemake.output.scores)
+}
+done = np.logical_and.reduce([matrix.written for matrix in matrices.values()])
+with measured() as cost:
+    seconds = pairwise_scores(
+        point.model,
+        point.blocks,
+        point.examples,
+        {name: queries[name].columns for name in params.columns},
+        requests,
+        params.batch_tokens,
+        write=lambda estimator, rows, scores: matrices[estimator].write(rows, scores),
+        skip=done,
+    )
+for name, matrix in matrices.items():
+    matrix.finish({"seconds": seconds[name], "peak_bytes": cost["peak_bytes"]})

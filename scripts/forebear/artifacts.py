@@ -1,0 +1,120 @@
+"""The artifacts between rules, one writer and one reader each.
+
+Layout: one group per block (`/{block}/gradient`), what blocks of one linear map share in
+that map's group (`/{module}/activation`). Every file carries the digests of the model and
+the data that it was made from, and readers refuse any other.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forebear.blocks import Block
+from forebear.kronecker import Covariances, Eigenbasis
+from forebear.store import Attributes, create, open_checked, read_tensors, write_tensors
+
+SCORE_UNITS = {
+    "units": "loss: nats summed over a sequence's target tokens; curvature: of the mean loss over sequences",
+    "sign": "score > 0: more weight on the document lowers the query's loss",
+}
+
+
+def write_covariances(path: str | Path, covariances: Covariances, attributes: Attributes) -> None:
+    with create(path, "covariances", attributes) as file:
+        write_tensors(file, covariances.activation, "activation")
+        write_tensors(file, covariances.gradient, "gradient")
+
+
+def read_covariances(path: str | Path, expected: Attributes | None = None) -> Covariances:
+    with open_checked(path, "covariances", expected) as file:
+        return Covariances(read_tensors(file, "activation"), read_tensors(file, "gradient"))
+
+
+_EIGENBASIS = ("activation", "gradient", "activation_values", "gradient_values")
+
+
+def write_eigenbasis(path: str | Path, basis: Eigenbasis, attributes: Attributes) -> None:
+    with create(path, "eigenbasis", attributes) as file:
+        for field in _EIGENBASIS:
+            write_tensors(file, getattr(basis, field), field)
+
+
+def read_eigenbasis(path: str | Path, expected: Attributes | None = None) -> Eigenbasis:
+    with open_checked(path, "eigenbasis", expected) as file:
+        return Eigenbasis(*(read_tensors(file, field) for field in _EIGENBASIS))
+
+
+def write_eigenvalues(path: str | Path, eigenvalues: Mapping[str, Tensor], attributes: Attributes) -> None:
+    with create(path, "eigenvalues", attributes) as file:
+        write_tensors(file, eigenvalues, "eigenvalues")
+
+
+def read_eigenvalues(path: str | Path, expected: Attributes | None = None) -> dict[str, Tensor]:
+    with open_checked(path, "eigenvalues", expected) as file:
+        return read_tensors(file, "eigenvalues")
+
+
+@dataclass(frozen=True)
+class QueryColumns:
+    """Query gradients, raw or preconditioned, with what is needed to use them without a model."""
+
+    columns: dict[str, Tensor]  # block → [Q, O, I]
+    losses: Tensor  # [Q]
+    blocks: list[Block]
+    attributes: dict
+
+
+def write_query_columns(
+    path: str | Path, columns: Mapping[str, Tensor], losses: Tensor, blocks: Sequence[Block], attributes: Attributes
+) -> None:
+    described = json.dumps([{**asdict(block), "rows": [block.rows.start, block.rows.stop]} for block in blocks])
+    with create(path, "query columns", {**attributes, **SCORE_UNITS, "blocks": described}) as file:
+        write_tensors(file, columns, "columns")
+        file["losses"] = losses.numpy()
+
+
+def read_query_columns(path: str | Path, expected: Attributes | None = None) -> QueryColumns:
+    with open_checked(path, "query columns", expected) as file:
+        described = json.loads(file.attrs["blocks"])
+        blocks = [Block(**{**b, "rows": slice(*b["rows"]), "shape": tuple(b["shape"])}) for b in described]
+        losses = torch.from_numpy(file["losses"][()])
+        return QueryColumns(read_tensors(file, "columns"), losses, blocks, dict(file.attrs))
+
+
+def write_scores(path: str | Path, scores: np.ndarray, attributes: Attributes) -> None:
+    """Scores [N, Q], whole; a long computation writes them through store.ResumableMatrix."""
+    with create(path, "scores", {**attributes, **SCORE_UNITS}) as file:
+        file["matrix"] = scores
+
+
+def read_scores(path: str | Path, expected: Attributes | None = None) -> tuple[np.ndarray, dict]:
+    """Scores [N, Q] and the file's attributes."""
+    with open_checked(path, "scores", expected) as file:
+        return file["matrix"][()], dict(file.attrs)
+
+
+def write_subsets(path: str | Path, subsets: np.ndarray, attributes: Attributes) -> None:
+    """Masks [R, N]."""
+    with create(path, "subsets", attributes) as file:
+        file["subsets"] = subsets
+
+
+def read_subsets(path: str | Path, expected: Attributes | None = None) -> np.ndarray:
+    with open_checked(path, "subsets", expected) as file:
+        return file["subsets"][()]
+
+
+def write_bank(path: str | Path, subset: np.ndarray, seed: np.ndarray, measurements: np.ndarray, attributes: Attributes) -> None:
+    """Retrainings: which subset [R] with which seed [R] gave which query losses [R, Q]."""
+    with create(path, "bank", attributes) as file:
+        file["subset"], file["seed"], file["measurements"] = subset, seed, measurements
+
+
+def read_bank(path: str | Path, expected: Attributes | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with open_checked(path, "bank", expected) as file:
+        return file["subset"][()], file["seed"][()], file["measurements"][()]

@@ -1,0 +1,65 @@
+"""The bank of retrainings: subsets, the plan, and one small file for each retraining.
+
+A retraining is named by a digest of everything that it depends on, and its measurements
+are one file under that name. So a killed job loses at most the retraining in hand, more
+subsets only add files, and nothing is retrained twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from forebear.store import create, open_checked
+
+_SUBSET_STREAM = 3
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One row of the bank: which subset, with which seed."""
+
+    subset: int
+    seed: int
+
+
+def draw_subsets(documents: int, fraction: float, subsets: int, seed: int) -> np.ndarray:
+    """[subsets, documents] bool masks with round(fraction · documents) entries each.
+
+    Row j depends on the seed and j alone, so asking for more keeps those that are there.
+    """
+    size = round(fraction * documents)
+    masks = np.zeros((subsets, documents), dtype=bool)
+    for j, mask in enumerate(masks):
+        mask[np.random.default_rng([seed, _SUBSET_STREAM, j]).permutation(documents)[:size]] = True
+    return masks
+
+
+def plan_retrainings(subsets: int, repeats: int, seed: int) -> list[Retraining]:
+    """Every subset with the study's seed, and the first `repeats` again with the next one."""
+    return [Retraining(j, seed) for j in range(subsets)] + [Retraining(j, seed + 1) for j in range(repeats)]
+
+
+def retraining_key(recipe: Mapping, mask: np.ndarray, seed: int) -> str:
+    """Names a retraining by what it depends on.
+
+    Args:
+        recipe: model, schedules, data digests and engine digest, JSON-compatible.
+        mask: [N] bool.
+    """
+    content = json.dumps([recipe, seed], sort_keys=True).encode() + np.packbits(mask).tobytes()
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def write_measurement(path: str | Path, retraining: Retraining, measurements: np.ndarray) -> None:
+    with create(path, "retraining", asdict(retraining)) as file:
+        file["measurements"] = measurements
+
+
+def read_measurement(path: str | Path) -> np.ndarray:
+    """[Q] measurements of one retraining."""
+    with open_checked(path, "retraining") as file:
+        return file["measurements"][()]

@@ -1,0 +1,139 @@
+"""How well scores predict retraining (LDS), find known sources, and what they cost."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+BOOTSTRAP = 500  # resamples of an interval
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The ground truth: R retrainings, each on one of the subsets with one seed."""
+
+    subsets: np.ndarray  # [S, N] bool
+    subset: np.ndarray  # [R] row of `subsets`
+    seed: np.ndarray  # [R]
+    measurements: np.ndarray  # [R, Q] query losses in nats
+
+    def with_seed(self, seed: int) -> "Bank":
+        """The retrainings of one seed."""
+        chosen = self.seed == seed
+        return Bank(self.subsets, self.subset[chosen], self.seed[chosen], self.measurements[chosen])
+
+
+def evaluate_estimator(
+    scores: np.ndarray,
+    bank: Bank,
+    relevant: Sequence[Sequence[int]],
+    cost: Mapping,
+    overhead: Sequence[Mapping],
+    seed: int,
+) -> dict[str, float]:
+    """One row of the evaluation table; scores [N, Q].
+
+    Args:
+        cost: attributes of the scores' file: `seconds`, `peak_bytes`, and for rankers
+            with preparations of their own `overhead_seconds`.
+        overhead: attributes of the other files that the scores needed.
+    """
+    reference = bank.with_seed(seed)
+    predicted = subset_predictions(scores, reference.subsets[reference.subset])
+    lds, low, high = mean_with_interval(predicted, -reference.measurements, seed)
+    overhead_seconds = cost.get("overhead_seconds", 0.0) + sum(part["seconds"] for part in overhead)
+    return {
+        "lds": lds,
+        "lds_low": low,
+        "lds_high": high,
+        "mrr": mean_reciprocal_rank(scores, relevant),
+        "recall_at_10": recall_at(scores, relevant, 10),
+        "overhead_seconds": overhead_seconds,
+        "scoring_seconds": cost["seconds"],
+        "pairs": scores.size,
+        "seconds_per_pair": cost["seconds"] / scores.size,
+        "peak_mib": max(part["peak_bytes"] for part in [cost, *overhead]) / 2**20,
+    }
+
+
+def noise_ceiling(bank: Bank, seed: int) -> tuple[float, float, float]:
+    """How well retrainings with another seed predict those with the study's, as an LDS."""
+    first, second = bank.with_seed(seed), bank.with_seed(seed + 1)
+    common = np.isin(first.subset, second.subset)
+    return mean_with_interval(second.measurements, first.measurements[common], seed)
+
+
+def rank_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Spearman's ρ of every column: [R, Q] and [R, Q] → [Q]; NaN where a column is constant."""
+
+    def standardised(values: np.ndarray) -> np.ndarray:
+        ranks = rankdata(values, axis=0)
+        centred = ranks - ranks.mean(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return centred / np.sqrt((centred**2).sum(0))
+
+    return (standardised(predicted) * standardised(measured)).sum(0)
+
+
+def subset_predictions(scores: np.ndarray, subsets: np.ndarray) -> np.ndarray:
+    """Σ_{z in S_j} score(z, x): scores [N, Q], subsets [R, N] bool → [R, Q]."""
+    return subsets.astype(np.float64) @ scores.astype(np.float64)
+
+
+def mean_with_interval(
+    predicted: np.ndarray, measured: np.ndarray, seed: int, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean rank correlation over queries, with a bootstrap interval over subsets and queries.
+
+    Args:
+        predicted: [R, Q] what larger should mean a larger `measured`.
+        measured: [R, Q]; for the LDS (Park et al. 2023, arXiv 2303.14186, equation 4) minus the
+            query losses of the retrained models.
+
+    Returns:
+        (mean, low, high); queries whose measurement does not vary are left out.
+    """
+    value = _nanmean(rank_correlations(predicted, measured))
+    generator = np.random.default_rng(seed)
+    rows, columns = predicted.shape
+    resampled = []
+    for _ in range(BOOTSTRAP):
+        chosen = generator.integers(rows, size=rows)[:, None], generator.integers(columns, size=columns)[None]
+        resampled.append(_nanmean(rank_correlations(predicted[chosen], measured[chosen])))
+    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return value, float(low), float(high)
+
+
+def _nanmean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def mean_reciprocal_rank(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> float:
+    """Mean over queries of 1 / rank of the first relevant document; scores [N, Q].
+
+    Queries without relevant documents are left out; NaN if none has any.
+    """
+    return _mean_over_queries(scores, relevant, lambda ranks: 1 / ranks.min())
+
+
+def recall_at(scores: np.ndarray, relevant: Sequence[Sequence[int]], k: int = 10) -> float:
+    """Mean over queries of the relevant documents among the first k, divided by min(k, #relevant)."""
+    return _mean_over_queries(scores, relevant, lambda ranks: (ranks <= k).sum() / min(k, len(ranks)))
+
+
+def _mean_over_queries(
+    scores: np.ndarray, relevant: Sequence[Sequence[int]], measure: Callable[[np.ndarray], float]
+) -> float:
+    """Mean of a measure of the relevant documents' ranks; tied documents share their mean rank."""
+    values = []
+    for column, chosen in zip(scores.T, relevant, strict=True):
+        if len(chosen):
+            values.append(measure(rankdata(-column, method="average")[list(chosen)]))
+    return float(np.mean(values)) if values else float("nan")
+
+
+def relevant_indices(documents: Sequence[dict], queries: Sequence[dict]) -> list[list[int]]:
+    """For every query, the places of the documents that its `relevant` names."""
+    places = {document["id"]: i for i, document in enumerate(documents)}
+    return [[places[name] for name in query.get("relevant", []) if name in places] for query in queries]

@@ -1,0 +1,36 @@
+"""What the jobs on one model and one data set open first, checked: the model, its blocks, the sequences."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from forebear.blocks import Block, tracked_blocks
+from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.datasets import Example, encode, read_records
+from forebear.manifests import point_digests
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model and the sequences that it is looked at with."""
+
+    model: PreTrainedModel
+    blocks: list[Block]
+    examples: list[Example]
+    digests: dict[str, str]  # of model and data: what artifacts made here carry
+
+
+def open_point(
+    manifest: str, records: str, max_length: int, gpus: int, split_heads: bool = False, end: bool = True
+) -> Point:
+    """Open the checkpoint beside `manifest` and encode a JSONL file with its tokenizer.
+
+    Args:
+        end: whether the end-of-sequence token is a target; not for queries.
+    """
+    directory = Path(manifest).parent
+    digests = point_digests(manifest, records)
+    model = load_model(directory).to(device_for(gpus))
+    examples = encode(read_records(records), load_tokenizer(directory), max_length, end=end)
+    return Point(model, tracked_blocks(model, split_heads), examples, digests)

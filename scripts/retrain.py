@@ -1,0 +1,56 @@
+"""Retrain on this shard's subsets; every retraining is kept as soon as it is finished."""
+
+from forebear.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+from pathlib import Path
+
+import numpy as np
+from forebear.artifacts import read_subsets, write_bank
+from forebear.bank import plan_retrainings, read_measurement, retraining_key, write_measurement
+from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.datasets import encode, file_digest, read_records
+from forebear.manifests import read_manifest
+from forebear.progress import progress
+from forebear.retraining import retrain
+from forebear.training import Schedule, build_model, build_tokenizer
+
+params, files = snakemake.params, snakemake.input
+attributed = files.records[params.first_stage]
+subsets = read_subsets(files.subsets, {"data_digest": file_digest(attributed)})
+records = [read_records(file) for file in files.records]
+queries = read_records(files.queries)
+if files.initial:
+    tokenizer = load_tokenizer(Path(files.initial).parent)
+else:
+    tokenizer = build_tokenizer([record for part in [*records, queries] for record in part])
+examples = [encode(part, tokenizer, params.max_length) for part in records[params.first_stage :]]
+stages = list(zip(examples, [Schedule(**training) for training in params.training]))
+measured_queries = encode(queries, tokenizer, params.max_length, end=False)
+
+recipe = {
+    "initial": read_manifest(files.initial)["model_digest"] if files.initial else params.model,
+    "training": params.training,
+    "max_length": params.max_length,
+    "data": [file_digest(file) for file in [*files.records, files.queries]],
+    "engine": params.engine,
+}
+plan = plan_retrainings(params.subsets, params.repeats, params.seed)[params.shard - 1 :: params.shards]
+rows = []
+for retraining in progress(plan, "retrainings", "model"):
+    mask = subsets[retraining.subset]
+    path = Path(params.bank) / f"{retraining_key(recipe, mask, retraining.seed)}.h5"
+    if not path.exists():
+        model = (
+            load_model(Path(files.initial).parent).requires_grad_(True)
+            if files.initial
+            else build_model(params.model, tokenizer, retraining.seed)
+        ).to(device_for(params.gpus))
+        losses = retrain(model, stages, measured_queries, mask, retraining.seed, params.first_stage)
+        write_measurement(path, retraining, losses.numpy())
+    rows.append((retraining.subset, retraining.seed, read_measurement(path)))
+
+subset, seed, measurements = (np.array(column) for column in zip(*rows))
+attributes = {"study": params.study, "data_digest": file_digest(attributed)}
+write_bank(snakemake.output.shard, subset, seed, measurements, attributes)

@@ -1,0 +1,41 @@
+"""Train one stage of the chain: from fresh weights, or from where the stage before ended."""
+
+from forebear.jobs import measured, start
+
+start(snakemake.log[0], snakemake.threads)
+
+from dataclasses import asdict
+from pathlib import Path
+
+from forebear.checkpoints import device_for, load_model, load_tokenizer, save_checkpoint
+from forebear.datasets import encode, file_digest, read_records
+from forebear.training import Schedule, build_model, build_tokenizer, train
+
+params = snakemake.params
+if snakemake.input.previous:
+    previous = Path(snakemake.input.previous).parent
+    tokenizer, model = load_tokenizer(previous), load_model(previous).requires_grad_(True)
+else:
+    tokenizer = build_tokenizer([record for file in snakemake.input.vocabulary for record in read_records(file)])
+    model = build_model(params.model, tokenizer, params.seed)
+
+examples = encode(read_records(snakemake.input.records), tokenizer, params.max_length)
+with measured() as cost:
+    model, record = train(
+        model.to(device_for(params.gpus)),
+        examples,
+        Schedule(**params.training),
+        (params.seed, params.place),
+        description=params.stage,
+    )
+save_checkpoint(
+    Path(snakemake.output.manifest).parent,
+    model,
+    tokenizer,
+    stage=params.stage,
+    seed=params.seed,
+    data_digest=file_digest(snakemake.input.records),
+    training=asdict(record),
+    cost=cost,
+)
+print(f"loss {record.loss:.3f} nats a sequence, {record.loss_untrained:.3f} before training")
