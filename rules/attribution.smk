@@ -2,8 +2,6 @@
 
 
 rule compute_query_gradients:
-    message:
-        "{wildcards.study}: gradients of the queries at the last model"
     input:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
@@ -11,6 +9,14 @@ rule compute_query_gradients:
         gradients="results/{study}/queries/gradients.h5",
     log:
         "results/{study}/logs/compute_query_gradients.log",
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(4000),
+        runtime=60,
+        gpu=from_study("gpus"),
     params:
         study="{study}",
         split_heads=from_study("split_heads"),
@@ -18,37 +24,13 @@ rule compute_query_gradients:
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
         engine=engine("compute_query_gradients"),
-    threads: threads_of
-    resources:
-        mem_mb=mem_mb(4000),
-        runtime=60,
-        gpu=from_study("gpus"),
-    priority: 10
+    message:
+        "{wildcards.study}: gradients of the queries at the last model"
     script:
         "../scripts/compute_query_gradients.py"
 
 
-def points_of(wildcards):
-    study = study_of(wildcards)
-    return inverse_points(wildcards.columns, study.stage_names, study.attributed)
-
-
-def link_of(wildcards, point):
-    """What the config says of one inverse: damping, α, and the stage whose record α is read from."""
-    study = study_of(wildcards)
-    stage = study.stage(model_of(point) if point in study.stage_names else data_of(point))
-    is_first = stage.name == study.stage_names[0]
-    return {
-        "point": point,
-        "damping": stage.damping.model_dump(),
-        "alpha": None if is_first else stage.alpha,
-        "scaled": point != study.attributed and not is_first and "@" not in point,
-    }
-
-
 rule precondition_queries:
-    message:
-        "{wildcards.study}: precondition the queries for {wildcards.columns}"
     input:
         gradients="results/{study}/queries/gradients.h5",
         eigenbasis=lambda w: [f"results/{w.study}/factors/{p}/eigenbasis.h5" for p in points_of(w)],
@@ -65,26 +47,26 @@ rule precondition_queries:
         columns="results/{study}/queries/{columns}.h5",
     log:
         "results/{study}/logs/precondition_queries/{columns}.log",
+    wildcard_constraints:
+        columns="|".join(name for name in COLUMNS if name != "gradient"),
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(4000),
+        runtime=60,
+        gpu=from_study("gpus"),
     params:
         columns="{columns}",
         curvature=lambda w: COLUMNS[w.columns].curvature,
         links=lambda w: [link_of(w, point) for point in points_of(w)],
         gpus=from_study("gpus"),
         engine=engine("precondition_queries"),
-    threads: threads_of
-    resources:
-        mem_mb=mem_mb(4000),
-        runtime=60,
-        gpu=from_study("gpus"),
-    wildcard_constraints:
-        columns="|".join(name for name in COLUMNS if name != "gradient"),
-    priority: 10
+    message:
+        "{wildcards.study}: precondition the queries for {wildcards.columns}"
     script:
         "../scripts/precondition_queries.py"
-
-
-def columns_file(study, columns):
-    return f"results/{study}/queries/{'gradients' if columns == 'gradient' else columns}.h5"
 
 
 # One pass over the documents serves all estimators that look at them at the same model; a
@@ -99,8 +81,6 @@ for study, at_last in product(CONFIG.studies, (False, True)):
     rule:
         name:
             f"compute_pairwise_scores_{study}_at_{stage}"
-        message:
-            f"{study}: score the documents at the {stage} model"
         input:
             manifest=manifest(study, stage),
             records=f"results/{study}/data/{attributed}.jsonl",
@@ -111,6 +91,14 @@ for study, at_last in product(CONFIG.studies, (False, True)):
             scores=expand("results/{study}/scores/{e}.h5", study=study, e=estimators),
         log:
             f"results/{study}/logs/compute_pairwise_scores/{stage}.log",
+        priority: 10
+        conda:
+            "../envs/forebear.yaml"
+        threads: CONFIG.studies[study].threads
+        resources:
+            mem_mb=mem_mb(6000),
+            runtime=240,
+            gpu=CONFIG.studies[study].gpus,
         params:
             study=study,
             estimators=estimators,
@@ -120,19 +108,13 @@ for study, at_last in product(CONFIG.studies, (False, True)):
             max_length=CONFIG.studies[study].max_length,
             gpus=CONFIG.studies[study].gpus,
             engine=engine("compute_pairwise_scores"),
-        threads: CONFIG.studies[study].threads
-        resources:
-            mem_mb=mem_mb(6000),
-            runtime=240,
-            gpu=CONFIG.studies[study].gpus,
-        priority: 10
+        message:
+            f"{study}: score the documents at the {stage} model"
         script:
             "../scripts/compute_pairwise_scores.py"
 
 
 rule compute_baseline_scores:
-    message:
-        "{wildcards.study}: scores of the baseline {wildcards.estimator}"
     input:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
@@ -141,6 +123,16 @@ rule compute_baseline_scores:
         scores="results/{study}/scores/{estimator}.h5",
     log:
         "results/{study}/logs/compute_baseline_scores/{estimator}.log",
+    wildcard_constraints:
+        estimator="|".join(BASELINES),
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=60,
+        gpu=from_study("gpus"),
     params:
         study="{study}",
         estimator="{estimator}",
@@ -149,13 +141,7 @@ rule compute_baseline_scores:
         seed=from_study("seed"),
         gpus=from_study("gpus"),
         engine=engine("compute_baseline_scores"),
-    threads: threads_of
-    resources:
-        mem_mb=mem_mb(2000),
-        runtime=60,
-        gpu=from_study("gpus"),
-    wildcard_constraints:
-        estimator="|".join(BASELINES),
-    priority: 10
+    message:
+        "{wildcards.study}: scores of the baseline {wildcards.estimator}"
     script:
         "../scripts/compute_baseline_scores.py"

@@ -71,3 +71,75 @@ def mem_mb(base):
 def threads_of(wildcards):
     """Threads of the jobs that run matrix products over all documents."""
     return study_of(wildcards).threads
+
+
+def corpus_file(wildcards):
+    """The user's file behind a data set; embedded corpora need none."""
+    corpus = study_of(wildcards).corpus
+    if not isinstance(corpus, FileCorpus):
+        return []
+    return corpus.queries if wildcards.dataset == "queries" else corpus.documents[wildcards.dataset]
+
+
+def tokenizer_data(wildcards):
+    """The first stage's vocabulary comes from all data of the study; later stages inherit it."""
+    if previous_stage(wildcards.study, wildcards.stage):
+        return []
+    names = [*study_of(wildcards).stage_names, "queries"]
+    return [f"results/{wildcards.study}/data/{name}.jsonl" for name in names]
+
+
+def previous_manifest(wildcards):
+    stage = previous_stage(wildcards.study, wildcards.stage)
+    return manifest(wildcards.study, stage) if stage else []
+
+
+def points_of(wildcards):
+    study = study_of(wildcards)
+    return inverse_points(wildcards.columns, study.stage_names, study.attributed)
+
+
+def link_of(wildcards, point):
+    """What the config says of one inverse: its damping, its α, and whether it is multiplied by α."""
+    study, stage = study_of(wildcards), study_of(wildcards).stage(data_of(point))
+    place = study.stage_names.index(stage.name)
+    at_own_model = data_of(point) == model_of(point)
+    return {
+        "point": point,
+        "damping": stage.damping.model_dump(),
+        "alpha": stage.alpha if place > 0 and at_own_model else None,
+        "scaled": place > study.stage_names.index(study.attributed),
+    }
+
+
+def columns_file(study, columns):
+    return f"results/{study}/queries/{'gradients' if columns == 'gradient' else columns}.h5"
+
+
+def retrained_stages(wildcards):
+    """The attributed stage and all after it."""
+    names = study_of(wildcards).stage_names
+    return names[names.index(study_of(wildcards).attributed) :]
+
+
+def initial_manifest(wildcards):
+    """Where retraining starts: fresh weights, or the stage before the attributed one."""
+    stage = previous_stage(wildcards.study, study_of(wildcards).attributed)
+    return manifest(wildcards.study, stage) if stage else []
+
+
+def overhead_files(wildcards, estimator):
+    """The artifacts whose seconds are an estimator's overhead."""
+    columns = ESTIMATORS[estimator].columns
+    if columns is None:
+        return []
+    folder, study = f"results/{wildcards.study}", study_of(wildcards)
+    files = [f"{folder}/queries/gradients.h5"]
+    for point in inverse_points(columns, study.stage_names, study.attributed):
+        files += [
+            f"{folder}/factors/{point}/covariances.h5",
+            f"{folder}/factors/{point}/eigenbasis.h5",
+        ]
+        if COLUMNS[columns].curvature == "ekfac":
+            files.append(f"{folder}/factors/{point}/eigenvalues.h5")
+    return [*files, columns_file(wildcards.study, columns)] if len(files) > 1 else files

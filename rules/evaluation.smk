@@ -1,23 +1,7 @@
 # How well every estimator predicts retraining, finds known sources, and what it costs.
 
 
-def overhead_files(wildcards, estimator):
-    """The artifacts whose seconds are an estimator's overhead."""
-    columns = ESTIMATORS[estimator].columns
-    if columns is None:
-        return []
-    folder, study = f"results/{wildcards.study}", study_of(wildcards)
-    files = [f"{folder}/queries/gradients.h5"]
-    for point in inverse_points(columns, study.stage_names, study.attributed):
-        files += [f"{folder}/factors/{point}/covariances.h5", f"{folder}/factors/{point}/eigenbasis.h5"]
-        if COLUMNS[columns].curvature == "ekfac":
-            files.append(f"{folder}/factors/{point}/eigenvalues.h5")
-    return [*files, columns_file(wildcards.study, columns)] if len(files) > 1 else files
-
-
 rule evaluate:
-    message:
-        "{wildcards.study}: evaluate the estimators"
     input:
         scores=lambda w: [f"results/{w.study}/scores/{e}.h5" for e in study_of(w).estimators],
         overhead=lambda w: sorted({f for e in study_of(w).estimators for f in overhead_files(w, e)}),
@@ -31,21 +15,23 @@ rule evaluate:
         summary="results/{study}/evaluation.json",
     log:
         "results/{study}/logs/evaluate.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=30,
     params:
         estimators=from_study("estimators"),
         overhead=lambda w: {e: overhead_files(w, e) for e in study_of(w).estimators},
         seed=from_study("seed"),
         engine=engine("evaluate"),
-    resources:
-        mem_mb=mem_mb(2000),
-        runtime=30,
+    message:
+        "{wildcards.study}: evaluate the estimators"
     script:
         "../scripts/evaluate.py"
 
 
 rule list_proponents:
-    message:
-        "{wildcards.study}: list the documents for and against every answer"
     input:
         scores=lambda w: f"results/{w.study}/scores/{study_of(w).estimators[0]}.h5",
         records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
@@ -55,13 +41,17 @@ rule list_proponents:
         page="results/{study}/proponents.md",
     log:
         "results/{study}/logs/list_proponents.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=10,
     params:
         study="{study}",
         estimator=lambda w: study_of(w).estimators[0],
         top=from_study("top"),
         engine=engine("list_proponents"),
-    resources:
-        mem_mb=mem_mb(2000),
-        runtime=10,
+    message:
+        "{wildcards.study}: list the documents for and against every answer"
     script:
         "../scripts/list_proponents.py"

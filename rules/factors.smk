@@ -2,8 +2,6 @@
 
 
 rule fit_covariances:
-    message:
-        "{wildcards.study}: covariances of {wildcards.point}"
     input:
         manifest=lambda w: manifest(w.study, model_of(w.point)),
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
@@ -11,6 +9,14 @@ rule fit_covariances:
         covariances="results/{study}/factors/{point}/covariances.h5",
     log:
         "results/{study}/logs/fit_covariances/{point}.log",
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(4000),
+        runtime=120,
+        gpu=from_study("gpus"),
     params:
         study="{study}",
         point="{point}",
@@ -21,41 +27,37 @@ rule fit_covariances:
         seed=from_study("seed"),
         gpus=from_study("gpus"),
         engine=engine("fit_covariances"),
-    threads: threads_of
-    resources:
-        mem_mb=mem_mb(4000),
-        runtime=120,
-        gpu=from_study("gpus"),
-    priority: 10
+    message:
+        "{wildcards.study}: covariances of {wildcards.point}"
     script:
         "../scripts/fit_covariances.py"
 
 
 rule compute_eigenbasis:
-    message:
-        "{wildcards.study}: eigenbasis of {wildcards.point}"
     input:
         covariances="results/{study}/factors/{point}/covariances.h5",
     output:
         eigenbasis="results/{study}/factors/{point}/eigenbasis.h5",
     log:
         "results/{study}/logs/compute_eigenbasis/{point}.log",
-    params:
-        gpus=from_study("gpus"),
-        engine=engine("compute_eigenbasis"),
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
     threads: threads_of
     resources:
         mem_mb=mem_mb(4000),
         runtime=120,
         gpu=from_study("gpus"),
-    priority: 10
+    params:
+        gpus=from_study("gpus"),
+        engine=engine("compute_eigenbasis"),
+    message:
+        "{wildcards.study}: eigenbasis of {wildcards.point}"
     script:
         "../scripts/compute_eigenbasis.py"
 
 
 rule fit_eigenvalues:
-    message:
-        "{wildcards.study}: eigenvalues of {wildcards.point}"
     input:
         manifest=lambda w: manifest(w.study, model_of(w.point)),
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
@@ -64,6 +66,14 @@ rule fit_eigenvalues:
         eigenvalues="results/{study}/factors/{point}/eigenvalues.h5",
     log:
         "results/{study}/logs/fit_eigenvalues/{point}.log",
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(4000),
+        runtime=120,
+        gpu=from_study("gpus"),
     params:
         study="{study}",
         point="{point}",
@@ -74,11 +84,7 @@ rule fit_eigenvalues:
         seed=from_study("seed"),
         gpus=from_study("gpus"),
         engine=engine("fit_eigenvalues"),
-    threads: threads_of
-    resources:
-        mem_mb=mem_mb(4000),
-        runtime=120,
-        gpu=from_study("gpus"),
-    priority: 10
+    message:
+        "{wildcards.study}: eigenvalues of {wildcards.point}"
     script:
         "../scripts/fit_eigenvalues.py"

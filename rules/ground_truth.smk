@@ -2,52 +2,48 @@
 
 
 rule draw_subsets:
-    message:
-        "{wildcards.study}: draw subsets of the documents"
     input:
         records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
     output:
         subsets="results/{study}/ground_truth/subsets.h5",
     log:
         "results/{study}/logs/draw_subsets.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=mem_mb(1000),
+        runtime=10,
     params:
         study="{study}",
         fraction=lambda w: study_of(w).ground_truth.fraction,
         subsets=lambda w: study_of(w).ground_truth.subsets,
         seed=from_study("seed"),
         engine=engine("draw_subsets"),
-    resources:
-        mem_mb=mem_mb(1000),
-        runtime=10,
+    message:
+        "{wildcards.study}: draw subsets of the documents"
     script:
         "../scripts/draw_subsets.py"
 
 
-def retrained_stages(wildcards):
-    """The attributed stage and all after it."""
-    names = study_of(wildcards).stage_names
-    return names[names.index(study_of(wildcards).attributed) :]
-
-
-def initial_manifest(wildcards):
-    """Where retraining starts: fresh weights, or the stage before the attributed one."""
-    stage = previous_stage(wildcards.study, study_of(wildcards).attributed)
-    return manifest(wildcards.study, stage) if stage else []
-
-
 # One thread each: several one-thread retrainings beat one with many threads.
 rule retrain:
-    message:
-        "{wildcards.study}: retrain on subsets, shard {wildcards.shard} of {wildcards.shards}"
     input:
         subsets="results/{study}/ground_truth/subsets.h5",
-        records=lambda w: [f"results/{w.study}/data/{stage}.jsonl" for stage in study_of(w).stage_names],
+        records=lambda w: [
+            f"results/{w.study}/data/{stage}.jsonl" for stage in study_of(w).stage_names
+        ],
         queries="results/{study}/data/queries.jsonl",
         initial=initial_manifest,
     output:
         shard="results/{study}/ground_truth/shards/{shard}-of-{shards}.h5",
     log:
         "results/{study}/logs/retrain/{shard}-of-{shards}.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=720,
+        gpu=from_study("gpus"),
     params:
         study="{study}",
         shard=lambda w: int(w.shard),
@@ -63,17 +59,13 @@ rule retrain:
         gpus=from_study("gpus"),
         bank="results/{study}/ground_truth/retrainings",
         engine=engine("retrain"),
-    resources:
-        mem_mb=mem_mb(2000),
-        runtime=720,
-        gpu=from_study("gpus"),
+    message:
+        "{wildcards.study}: retrain on subsets, shard {wildcards.shard} of {wildcards.shards}"
     script:
         "../scripts/retrain.py"
 
 
 rule gather_bank:
-    message:
-        "{wildcards.study}: gather the bank of retrainings"
     input:
         subsets="results/{study}/ground_truth/subsets.h5",
         shards=lambda w: [
@@ -84,11 +76,15 @@ rule gather_bank:
         bank="results/{study}/ground_truth/bank.h5",
     log:
         "results/{study}/logs/gather_bank.log",
-    params:
-        study="{study}",
-        engine=engine("gather_bank"),
+    conda:
+        "../envs/forebear.yaml"
     resources:
         mem_mb=mem_mb(1000),
         runtime=10,
+    params:
+        study="{study}",
+        engine=engine("gather_bank"),
+    message:
+        "{wildcards.study}: gather the bank of retrainings"
     script:
         "../scripts/gather_bank.py"

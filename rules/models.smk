@@ -1,22 +1,7 @@
 # The chain's models: each stage starts where the one before it ended.
 
 
-def tokenizer_data(wildcards):
-    """The first stage's vocabulary comes from all data of the study; later stages inherit it."""
-    if previous_stage(wildcards.study, wildcards.stage):
-        return []
-    names = [*study_of(wildcards).stage_names, "queries"]
-    return [f"results/{wildcards.study}/data/{name}.jsonl" for name in names]
-
-
-def previous_manifest(wildcards):
-    stage = previous_stage(wildcards.study, wildcards.stage)
-    return manifest(wildcards.study, stage) if stage else []
-
-
 rule train_stage:
-    message:
-        "{wildcards.study}: train the stage {wildcards.stage}"
     input:
         records="results/{study}/data/{stage}.jsonl",
         vocabulary=tokenizer_data,
@@ -26,6 +11,13 @@ rule train_stage:
         weights="results/{study}/models/{stage}/model.safetensors",
     log:
         "results/{study}/logs/train_stage/{stage}.log",
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=60,
+        gpu=from_study("gpus"),
     params:
         stage="{stage}",
         place=lambda w: study_of(w).stage_names.index(w.stage),
@@ -35,18 +27,13 @@ rule train_stage:
         seed=from_study("seed"),
         gpus=from_study("gpus"),
         engine=engine("train_stage"),
-    resources:
-        mem_mb=mem_mb(2000),
-        runtime=60,
-        gpu=from_study("gpus"),
-    priority: 10
+    message:
+        "{wildcards.study}: train the stage {wildcards.stage}"
     script:
         "../scripts/train_stage.py"
 
 
 rule answer_queries:
-    message:
-        "{wildcards.study}: let the last model answer the queries"
     input:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
@@ -54,13 +41,17 @@ rule answer_queries:
         answers="results/{study}/queries/answers.jsonl",
     log:
         "results/{study}/logs/answer_queries.log",
-    params:
-        max_length=from_study("max_length"),
-        gpus=from_study("gpus"),
-        engine=engine("answer_queries"),
+    conda:
+        "../envs/forebear.yaml"
     resources:
         mem_mb=mem_mb(2000),
         runtime=30,
         gpu=from_study("gpus"),
+    params:
+        max_length=from_study("max_length"),
+        gpus=from_study("gpus"),
+        engine=engine("answer_queries"),
+    message:
+        "{wildcards.study}: let the last model answer the queries"
     script:
         "../scripts/answer_queries.py"

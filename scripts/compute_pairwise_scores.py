@@ -5,6 +5,7 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 
 import numpy as np
+
 from forebear.artifacts import SCORE_UNITS, read_query_columns
 from forebear.estimators import ESTIMATORS
 from forebear.manifests import point_digests
@@ -15,7 +16,9 @@ from forebear.store import ResumableMatrix
 params, files = snakemake.params, snakemake.input
 point = open_point(files.manifest, files.records, params.max_length, params.gpus, params.split_heads)
 query_digests = point_digests(files.last, files.queries)
-queries = {name: read_query_columns(file, query_digests) for name, file in zip(params.columns, files.columns)}
+queries = {
+    name: read_query_columns(file, query_digests) for name, file in zip(params.columns, files.columns, strict=True)
+}
 requests = {
     name: Request(
         ESTIMATORS[name].columns,
@@ -29,7 +32,7 @@ shape = (len(point.examples), len(next(iter(queries.values())).losses))
 attributes = {"study": params.study, **SCORE_UNITS, **point.digests, "query_data_digest": query_digests["data_digest"]}
 matrices = {
     name: ResumableMatrix(path, "scores", {**attributes, "estimator": name}, shape)
-    for name, path in zip(params.estimators, snakemake.output.scores)
+    for name, path in zip(params.estimators, snakemake.output.scores, strict=True)
 }
 done = np.logical_and.reduce([matrix.written for matrix in matrices.values()])
 with measured() as cost:

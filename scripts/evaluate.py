@@ -7,6 +7,7 @@ start(snakemake.log[0], snakemake.threads)
 import json
 
 import pandas as pd
+
 from forebear.artifacts import read_bank, read_scores, read_subsets
 from forebear.datasets import file_digest, read_jsonl, read_records
 from forebear.evaluation import Bank, evaluate_estimator, noise_ceiling, relevant_indices
@@ -21,7 +22,7 @@ bank = Bank(read_subsets(files.subsets, digest), *read_bank(files.bank, digest))
 relevant = relevant_indices(documents, queries)
 
 rows = []
-for name, file in progress(list(zip(params.estimators, files.scores)), "evaluate", "estimator"):
+for name, file in progress(list(zip(params.estimators, files.scores, strict=True)), "evaluate", "estimator"):
     scores, attributes = read_scores(file, {**digest, "query_data_digest": file_digest(files.queries)})
     overhead = [read_root(source) for source in params.overhead[name]]
     rows.append({"estimator": name, **evaluate_estimator(scores, bank, relevant, attributes, overhead, params.seed)})

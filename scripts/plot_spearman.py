@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+
 from forebear.plots import plot_spearman, save_figure
 from forebear.store import atomic_path
 

@@ -24,7 +24,9 @@ for k, link in enumerate(params.links):
         eigenvalues = kfac_eigenvalues(basis, queries.blocks, made_from["positions"] / made_from["sequences"])
     pull = default_pull(read_manifest(files.manifests[k])["training"]) if link["alpha"] == "auto" else link["alpha"]
     print(f"{link['point']}: damping {link['damping']}, α {pull}")
-    links.append((Curvature(basis, eigenvalues, Damping(**link["damping"]), pull or 0.0), pull if link["scaled"] else 1.0))
+    links.append(
+        (Curvature(basis, eigenvalues, Damping(**link["damping"]), pull or 0.0), pull if link["scaled"] else 1.0)
+    )
 
 with measured() as cost:
     columns = precondition_chain(queries.columns, queries.blocks, links)

@@ -7,6 +7,7 @@ start(snakemake.log[0], snakemake.threads)
 from pathlib import Path
 
 import numpy as np
+
 from forebear.artifacts import read_subsets, write_bank
 from forebear.bank import plan_retrainings, read_measurement, retraining_key, write_measurement
 from forebear.checkpoints import device_for, load_model, load_tokenizer
@@ -26,7 +27,7 @@ if files.initial:
 else:
     tokenizer = build_tokenizer([record for part in [*records, queries] for record in part])
 examples = [encode(part, tokenizer, params.max_length) for part in records[params.first_stage :]]
-stages = list(zip(examples, [Schedule(**training) for training in params.training]))
+stages = list(zip(examples, [Schedule(**training) for training in params.training], strict=True))
 measured_queries = encode(queries, tokenizer, params.max_length, end=False)
 
 recipe = {
@@ -51,6 +52,6 @@ for retraining in progress(plan, "retrainings", "model"):
         write_measurement(path, retraining, losses.numpy())
     rows.append((retraining.subset, retraining.seed, read_measurement(path)))
 
-subset, seed, measurements = (np.array(column) for column in zip(*rows))
+subset, seed, measurements = (np.array(column) for column in zip(*rows, strict=True))
 attributes = {"study": params.study, "data_digest": file_digest(attributed)}
 write_bank(snakemake.output.shard, subset, seed, measurements, attributes)

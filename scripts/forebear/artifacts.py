@@ -109,7 +109,9 @@ def read_subsets(path: str | Path, expected: Attributes | None = None) -> np.nda
         return file["subsets"][()]
 
 
-def write_bank(path: str | Path, subset: np.ndarray, seed: np.ndarray, measurements: np.ndarray, attributes: Attributes) -> None:
+def write_bank(
+    path: str | Path, subset: np.ndarray, seed: np.ndarray, measurements: np.ndarray, attributes: Attributes
+) -> None:
     """Retrainings: which subset [R] with which seed [R] gave which query losses [R, Q]."""
     with create(path, "bank", attributes) as file:
         file["subset"], file["seed"], file["measurements"] = subset, seed, measurements

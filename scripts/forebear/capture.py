@@ -65,7 +65,9 @@ def sampled_labels(examples: Sequence[Example], seed: Sequence[int]) -> Labels:
     return draw
 
 
-def capture(model: PreTrainedModel, blocks: Sequence[Block], batch: Batch, labels: Labels = observed_labels) -> Captured:
+def capture(
+    model: PreTrainedModel, blocks: Sequence[Block], batch: Batch, labels: Labels = observed_labels
+) -> Captured:
     """Run a batch forward and backward; parameters need no gradients and get none.
 
     Only activation gradients are computed, which saves a third of an ordinary pass.

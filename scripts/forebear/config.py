@@ -1,6 +1,6 @@
 """The config's schema: every key, its default and what it means, in one place.
 
-`python -m forebear.config` prints the reference table that the documentation shows.
+`python -m forebear.config` prints the reference table of docs/config.md.
 """
 
 from pathlib import Path
@@ -134,8 +134,8 @@ class Study(Section):
     """The chain, first stage first."""
     attributed_stage: str | None = None
     """The stage whose documents are scored; the first by default."""
-    estimators: list[str] = list(ESTIMATORS)
-    """What is computed and compared."""
+    estimators: list[str] = Field(list(ESTIMATORS), min_length=1)
+    """What is computed and compared; proponents are listed by the first."""
     split_heads: bool = False
     """Split fused attention maps into one curvature block per head and role."""
     label_samples: int = Field(1, ge=1)
@@ -187,7 +187,9 @@ class Study(Section):
         known = set(self.corpus.documents) if isinstance(self.corpus, FileCorpus) else {"pretraining", "finetuning"}
         for name in names:
             if name not in known:
-                raise ValueError(f"the corpus has no documents for the stage {name!r}; it has {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"the corpus has no documents for the stage {name!r}; it has {', '.join(sorted(known))}"
+                )
         return self
 
     @property
@@ -251,19 +253,25 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _reference(section: type[BaseModel], prefix: str = "") -> list[str]:
+def reference() -> str:
+    """All keys as a Markdown table."""
+    return "\n".join(["| key | meaning | default |", "| --- | --- | --- |", *_rows(Config)])
+
+
+def _rows(section: type[BaseModel], prefix: str = "") -> list[str]:
     rows = []
     for name, field in section.model_fields.items():
-        key = f"{prefix}{name}"
-        default = "required" if field.is_required() else f"`{field.default}`"
-        rows.append(f"| `{key}` | {field.description} | {default if not isinstance(field.default, Section) else ''} |")
-        for nested, inner in _SECTIONS.get((section, name), ()):
-            rows += _reference(inner, f"{key}{nested}.")
+        nested = _NESTED.get((section, name), ())
+        default = "required" if field.is_required() else "" if nested else f"`{field.default}`"
+        rows.append(f"| `{prefix}{name}` | {field.description} | {default} |")
+        for suffix, inner in nested:
+            rows += _rows(inner, f"{prefix}{name}{suffix}.")
     return rows
 
 
-_SECTIONS: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ...]] = {
-    (Config, "studies"): ((".<name>", Study),),
+# Keys that hold a section, or a collection of them.
+_NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ...]] = {
+    (Config, "studies"): ((".*", Study),),
     (Study, "corpus"): (("", FactsCorpus), ("", FileCorpus)),
     (Study, "stages"): (("[]", Stage),),
     (Study, "ground_truth"): (("", GroundTruth),),
@@ -272,5 +280,4 @@ _SECTIONS: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], 
 }
 
 if __name__ == "__main__":
-    print("| key | meaning | default |\n| --- | --- | --- |")
-    print("\n".join(_reference(Config)))
+    print(reference())

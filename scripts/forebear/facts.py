@@ -60,7 +60,9 @@ def build_facts(
         by_country = {row["country"]: row for row in rows}
         with (folder / "wordnet.jsonl").open(encoding="utf-8") as handle:
             entries = [json.loads(line) for line in handle]
-        documents += [_gloss(entry, by_country[entry["country"]]) for entry in entries if entry["country"] in by_country]
+        documents += [
+            _gloss(entry, by_country[entry["country"]]) for entry in entries if entry["country"] in by_country
+        ]
 
     shuffle = random.Random(seed)
     shuffle.shuffle(documents)
@@ -69,9 +71,7 @@ def build_facts(
     stating = _documents_by_fact(documents)
     finetuning = [q for q in questions if q["country"] not in held_out]
     queries = [
-        {**q, "relevant": stating.get((q["country"], q["relation"]), [])}
-        for q in questions
-        if q["country"] in held_out
+        {**q, "relevant": stating.get((q["country"], q["relation"]), [])} for q in questions if q["country"] in held_out
     ]
     return {"pretraining": documents, "finetuning": finetuning, "queries": queries}
 

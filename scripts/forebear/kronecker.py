@@ -48,7 +48,9 @@ def compute_eigenbasis(covariances: Covariances) -> Eigenbasis:
         vectors, values = {}, {}
         for name, matrix in progress(list(matrices.items()), "eigenbasis", "matrix"):
             if not torch.isfinite(matrix).all():
-                raise ForebearError(f"{name}: the covariance has values that are not finite; look for NaN in the model.")
+                raise ForebearError(
+                    f"{name}: the covariance has values that are not finite; look for NaN in the model."
+                )
             w, v = torch.linalg.eigh(((matrix + matrix.T) / 2).double())
             vectors[name], values[name] = v.to(matrix.dtype), w.clamp_min(0).to(matrix.dtype)
         return vectors, values

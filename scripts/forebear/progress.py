@@ -25,7 +25,11 @@ def progress(items: Collection[Item], description: str, unit: str) -> Iterator[I
         now = time.monotonic()
         if log is not None and now - logged >= LOG_SECONDS:
             logged = now
-            print(tqdm.format_meter(done, len(items), now - started, prefix=description, unit=unit, ncols=0), file=log, flush=True)
+            print(
+                tqdm.format_meter(done, len(items), now - started, prefix=description, unit=unit, ncols=0),
+                file=log,
+                flush=True,
+            )
         yield item
     if log is not None:
         seconds = time.monotonic() - started

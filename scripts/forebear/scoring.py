@@ -74,7 +74,9 @@ def pairwise_scores(
         plus its own contraction.
     """
     flat = {name: {b: v.flatten(1).T for b, v in tensors.items()} for name, tensors in columns.items()}
-    norms = {name: sum(v.double().square().sum((1, 2)) for v in tensors.values()).sqrt() for name, tensors in columns.items()}
+    norms = {
+        name: sum(v.double().square().sum((1, 2)) for v in tensors.values()).sqrt() for name, tensors in columns.items()
+    }
     wanted = [i for i in range(len(examples)) if skip is None or not skip[i]]
     remaining = [examples[i] for i in wanted]
     places = np.array(wanted, dtype=np.int64)

@@ -1,0 +1,64 @@
+"""A config is filled with defaults, and a mistake in it is one sentence that names the key."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from forebear.config import parse_config, read_config
+from forebear.errors import ForebearError
+
+ROOT = Path(__file__).parents[1]
+TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+
+
+def changed(path: str, value: object) -> dict:
+    """The tiny config with the value at a dotted path replaced, or removed if it is None."""
+    config = copy.deepcopy(TINY)
+    *parents, last = path.split(".")
+    place = config
+    for part in parents:
+        place = place[int(part)] if isinstance(place, list) else place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return config
+
+
+def test_the_default_config_is_valid_and_attributes_the_first_stage():
+    study = read_config(ROOT / "config.yaml").studies["facts"]
+    assert study.attributed == "pretraining"
+    assert study.stage("pretraining").damping.relative == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("studies.tiny.estimaters", ["bm25"], "unknown key `studies.tiny.estimaters`"),
+        ("studies.tiny.estimators", ["bm26"], "no estimator 'bm26'"),
+        ("studies.tiny.stages", [], "`studies.tiny.stages` is empty"),
+        ("studies.tiny.stages", None, "`studies.tiny.stages` is missing"),
+        ("studies.tiny.stages.0.name", "midtraining", "no documents for the stage 'midtraining'"),
+        ("studies.tiny.stages.1.damping", -1, "stages.1.damping.relative"),
+        ("studies.tiny.stages.1.damping", {"relative": 1, "absolute": 1}, "either `relative` or `absolute`"),
+        ("studies.tiny.stages.1.alpha", 0, "must be positive"),
+        ("studies.tiny.corpus.countrys", 3, "unknown key `studies.tiny.corpus.countrys`"),
+        ("studies.tiny.corpus.query_countries", 8, "must be smaller than `countries`"),
+        ("studies.tiny.ground_truth.repeats", 5, "`repeats` cannot exceed `subsets`"),
+        ("study", "factz", "names 'factz'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(path: str, value: object, words: str):
+    with pytest.raises(ForebearError) as caught:
+        parse_config(changed(path, value))
+    message = str(caught.value)
+    assert words in message
+    assert "\n" not in message
+
+
+def test_the_reference_page_is_that_of_the_schema():
+    from forebear.config import reference
+
+    assert reference() in (ROOT / "docs/config.md").read_text(encoding="utf-8")

@@ -1,0 +1,91 @@
+"""Artifacts appear whole or not at all, and one of something else is refused in a sentence."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from forebear.artifacts import read_covariances, read_query_columns, write_covariances, write_query_columns
+from forebear.blocks import Block
+from forebear.errors import ForebearError
+from forebear.kronecker import Covariances
+from forebear.store import ResumableMatrix, create, open_checked
+
+
+@pytest.fixture
+def covariances():
+    return Covariances({"layers/0/mlp": torch.eye(3)}, {"layers/0/mlp": torch.ones(2, 2)})
+
+
+def test_tensors_come_back_by_block(tmp_path, covariances):
+    write_covariances(tmp_path / "c.h5", covariances, {"model_digest": "a"})
+    again = read_covariances(tmp_path / "c.h5", {"model_digest": "a"})
+    assert torch.equal(again.activation["layers/0/mlp"], torch.eye(3))
+    assert torch.equal(again.gradient["layers/0/mlp"], torch.ones(2, 2))
+
+
+def test_query_columns_bring_their_blocks(tmp_path):
+    blocks = [Block("a/q0", "a", "attention", slice(2, 4), (2, 3), True)]
+    write_query_columns(tmp_path / "q.h5", {"a/q0": torch.ones(5, 2, 3)}, torch.zeros(5), blocks, {})
+    assert read_query_columns(tmp_path / "q.h5").blocks == blocks
+
+
+def test_factors_of_another_model_are_refused(tmp_path, covariances):
+    write_covariances(tmp_path / "c.h5", covariances, {"model_digest": "a"})
+    with pytest.raises(ForebearError, match=r"c\.h5: was made with another model digest .* delete it"):
+        read_covariances(tmp_path / "c.h5", {"model_digest": "b"})
+
+
+def test_a_file_cut_in_half_is_refused(tmp_path, covariances):
+    path = tmp_path / "c.h5"
+    write_covariances(path, covariances, {})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ForebearError, match="damaged"):
+        read_covariances(path)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path, covariances):
+    write_covariances(tmp_path / "c.h5", covariances, {})
+    with (
+        pytest.raises(ForebearError, match="holds covariances, not eigenbasis"),
+        open_checked(tmp_path / "c.h5", "eigenbasis"),
+    ):
+        pass
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), create(tmp_path / "x.h5", "covariances", {}) as file:
+        file["half"] = np.ones(3)
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_matrix_is_continued(tmp_path):
+    path, shape = tmp_path / "scores.h5", (4, 2)
+    first = ResumableMatrix(path, "scores", {"model_digest": "a"}, shape)
+    first.write(np.array([2, 0]), np.array([[2.0, 2.0], [0.0, 0.0]]))
+    first._file.close()  # killed here
+    assert not path.exists()
+
+    second = ResumableMatrix(path, "scores", {"model_digest": "a"}, shape)
+    assert second.written.tolist() == [True, False, True, False]
+    with pytest.raises(ForebearError, match="rows are missing"):
+        second.finish({})
+    second.write(np.array([1, 3]), np.array([[1.0, 1.0], [3.0, 3.0]]))
+    second.finish({"seconds": 1.0})
+    with open_checked(path, "scores") as file:
+        assert file["matrix"][:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_an_interrupted_matrix_of_another_model_is_not(tmp_path):
+    first = ResumableMatrix(tmp_path / "s.h5", "scores", {"model_digest": "a"}, (2, 2))
+    first.write(np.array([0]), np.ones((1, 2)))
+    first._file.close()
+    assert not ResumableMatrix(tmp_path / "s.h5", "scores", {"model_digest": "b"}, (2, 2)).written.any()
+
+
+def test_a_damaged_unfinished_matrix_is_begun_again(tmp_path):
+    (tmp_path / ".s.h5.partial").write_bytes(b"not HDF5")
+    matrix = ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
+    assert not matrix.written.any()
+    assert h5py.is_hdf5(tmp_path / ".s.h5.partial")

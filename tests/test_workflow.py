@@ -1,0 +1,138 @@
+"""The real workflow on a tiny study: it finishes, does nothing twice, and refuses bad input."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+FIGURE = "results/figures/spearman.png"
+COLUMNS = "results/tiny/queries/multistage-ekfac.h5"
+
+pytestmark = pytest.mark.slow
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the workflow in `folder` on two cores."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(folder / "scripts")}  # the copy's engine, not the installed one
+    return subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["studies"]["tiny"].update(changes)
+    path.write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A copy of the workflow in which the tiny study was run to the end."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name in ("Snakefile", "rules", "scripts", "profiles", "envs"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / name)
+    shutil.copy(ROOT / "tests/tiny.yaml", folder / "config.yaml")
+    run = snakemake(folder)
+    assert run.returncode == 0, run.stdout
+    return folder
+
+
+@pytest.fixture
+def workspace(finished, tmp_path) -> Path:
+    """A copy of the finished study, free to be broken."""
+    return shutil.copytree(finished, tmp_path / "workspace", copy_function=shutil.copy2)
+
+
+def refused(folder: Path, words: str, *arguments: str) -> None:
+    run = snakemake(folder, *arguments)
+    assert run.returncode == 1
+    assert words in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_figure_table_and_proponents_are_there(finished):
+    assert (finished / FIGURE).stat().st_size > 10_000
+    table = pd.read_csv(finished / "results/tiny/evaluation.csv")
+    assert "multistage-ekfac" in set(table.estimator)
+    assert table[["lds", "seconds_per_pair", "peak_mib"]].notna().all(axis=None)
+    assert "What is the capital of" in (finished / "results/tiny/proponents.md").read_text()
+
+
+def test_the_second_run_does_nothing(finished):
+    run = snakemake(finished)
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout
+
+
+def test_nothing_half_written_is_left(finished):
+    assert [path for path in (finished / "results").rglob("*") if "partial" in path.name] == []
+
+
+def test_more_subsets_retrain_only_the_new_ones(workspace):
+    entries = workspace / "results/tiny/ground_truth/retrainings"
+    before = {path.name: path.stat().st_mtime_ns for path in entries.iterdir()}
+    edit_config(workspace, ground_truth={"subsets": 6, "repeats": 3, "shards": 3})
+    run = snakemake(workspace, "results/tiny/ground_truth/bank.h5")
+    assert run.returncode == 0, run.stdout
+    after = {path.name: path.stat().st_mtime_ns for path in entries.iterdir()}
+    assert len(after) == len(before) + 2
+    assert {name: after[name] for name in before} == before
+    with h5py.File(workspace / "results/tiny/ground_truth/bank.h5") as bank:
+        assert bank["subset"][()].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
+
+
+def test_an_edit_of_the_figures_code_reruns_only_the_figure(workspace):
+    with (workspace / "scripts/forebear/plots.py").open("a") as handle:
+        handle.write("\nUNUSED = 1\n")
+    run = snakemake(workspace, "--dry-run")
+    counts = [line.split() for line in run.stdout.splitlines()]
+    jobs = {words[0] for words in counts if len(words) == 2 and words[1].isdigit()}
+    assert {"plot_spearman", "publish_figure"} <= jobs
+    assert not jobs & {"train_stage", "fit_covariances", "retrain", "evaluate"}
+
+
+def test_an_unknown_estimator_is_refused(workspace):
+    edit_config(workspace, estimators=["multistage-ekfak"])
+    refused(workspace, "there is no estimator 'multistage-ekfak'")
+
+
+def test_a_study_without_stages_is_refused(workspace):
+    edit_config(workspace, stages=[])
+    refused(workspace, "`studies.tiny.stages` is empty")
+
+
+def test_a_broken_document_is_named_by_file_and_line(workspace):
+    corpus = {"documents": {"pretraining": "docs.jsonl", "finetuning": "docs.jsonl"}, "queries": "docs.jsonl"}
+    (workspace / "docs.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    edit_config(workspace, corpus=corpus)
+    prepared = "results/tiny/data/pretraining.jsonl"
+    refused(workspace, "docs.jsonl, line 2: not valid JSON", prepared)
+    assert not (workspace / prepared).exists()
+
+
+def test_a_file_cut_in_half_is_refused(workspace):
+    path = workspace / "results/tiny/factors/pretraining/eigenvalues.h5"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(workspace, "eigenvalues.h5: the file is damaged", COLUMNS, "--force")
+    assert not (workspace / COLUMNS).exists()
+
+
+def test_factors_of_another_model_are_refused(workspace):
+    factors = workspace / "results/tiny/factors"
+    target = factors / "pretraining/eigenbasis.h5"
+    times = target.stat().st_atime_ns, target.stat().st_mtime_ns
+    shutil.copy(factors / "finetuning/eigenbasis.h5", target)
+    os.utime(target, ns=times)  # as a careless copy with preserved times would leave it
+    refused(workspace, "was made with another model digest", COLUMNS, "--force")
+    assert not (workspace / COLUMNS).exists()
