@@ -54,9 +54,13 @@ def test_a_file_of_another_kind_is_refused(tmp_path, covariances):
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), create(tmp_path / "x.h5", "covariances", {}) as file:
-        file["half"] = np.ones(3)
-        raise RuntimeError
+    def fail_halfway():
+        with create(tmp_path / "x.h5", "covariances", {}) as file:
+            file["half"] = np.ones(3)
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail_halfway()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -77,7 +77,7 @@ def capture(
     with _recorded(model, list(bias)) as (inputs, outputs), torch.enable_grad():
         logits = model(batch.ids, use_cache=False).logits
         losses = sequence_losses(logits, labels(logits, batch))
-    gradients = torch.autograd.grad(losses.sum(), [outputs[module] for module in bias])
+        gradients = torch.autograd.grad(losses.sum(), [outputs[module] for module in bias])
     real = batch.positions[..., None].to(logits.dtype)
     activations = {
         module: torch.cat([inputs[module] * real, real], -1) if has_bias else inputs[module] * real

@@ -119,6 +119,7 @@ def train(
             set would have been visited.
         seed: of the data order.
     """
+    torch.set_flush_denormal(True)  # Adam's moments decay to denormal numbers, which slow a CPU several times
     chosen = np.flatnonzero(np.ones(len(examples), bool) if subset is None else subset)
     batch_size = min(schedule.batch_size, len(chosen))
     steps = _steps(len(examples), chosen, batch_size, schedule.epochs, seed)

@@ -1,0 +1,267 @@
+"""Multi-stage scores of a tiny transformer equal those from explicitly formed Kronecker matrices."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from forebear.blocks import tracked_blocks
+from forebear.capture import capture
+from forebear.chain import Curvature, precondition_chain
+from forebear.datasets import collate
+from forebear.errors import ForebearError
+from forebear.estimators import inverse_points
+from forebear.factors import fit_covariances, fit_eigenvalues
+from forebear.kronecker import Damping, Eigenbasis, compute_eigenbasis
+from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
+
+PULLS = [0.0, 0.3, 0.7]
+DAMPINGS = [Damping(relative=0.01), Damping(relative=0.02), Damping(absolute=0.005)]
+
+
+class Chain:
+    """Curvatures, document gradients and query gradients of consecutive stages."""
+
+    def __init__(self, models, stage_examples, queries, split_heads):
+        self.models, self.examples = models, stage_examples
+        self.blocks = tracked_blocks(models[0], split_heads)
+        self.curvatures, self.documents = [], []
+        for stage, (model, examples) in enumerate(zip(models, stage_examples, strict=True)):
+            basis = compute_eigenbasis(fit_covariances(model, self.blocks, examples, stage, 40, label_samples=3))
+            eigenvalues = fit_eigenvalues(model, self.blocks, examples, basis, stage, 40, label_samples=3)
+            self.curvatures.append(Curvature(basis, eigenvalues, DAMPINGS[stage], PULLS[stage]))
+            captured = capture(model, self.blocks, collate(examples, range(len(examples))))
+            self.documents.append({block.name: sequence_gradients(captured, block) for block in self.blocks})
+        self.queries = [query_gradients(model, self.blocks, queries, 40)[0] for model in models]
+
+    def links(self, stage, last):
+        """(curvature, scale) from the last stage to the documents', as the score reads them."""
+        later = [(self.curvatures[s], self.curvatures[s].pull) for s in range(last, stage, -1)]
+        return [*later, (self.curvatures[stage], 1.0)]
+
+    def scores(self, links, stage=0, last=1):
+        """[N, Q], from the engine's preconditioned queries."""
+        columns = precondition_chain(self.queries[last], self.blocks, links)
+        return contract(self.documents[stage], columns).numpy()
+
+
+def contract(documents, columns):
+    return sum(documents[name].flatten(1) @ columns[name].flatten(1).T for name in columns)
+
+
+def dense_curvature(curvature, block):
+    """H̃ = (Q_S ⊗ Q_A) diag(Λ) (Q_S ⊗ Q_A)ᵀ + α + λ over the row-major elements of a block."""
+    q = torch.kron(curvature.basis.gradient[block.name], curvature.basis.activation[block.module])
+    eigenvalues = curvature.eigenvalues[block.name].flatten()
+    damping = curvature.damping
+    added = damping.absolute if damping.relative is None else damping.relative * eigenvalues.mean()
+    return (q * eigenvalues) @ q.T + (curvature.pull + added) * torch.eye(len(q), dtype=q.dtype)
+
+
+def dense_scores(chain, stage, last):
+    """∇mᵀ [α_n H̃_n⁻¹] ··· [α_{s+1} H̃_{s+1}⁻¹] H̃_s⁻¹ ∇ℓ by dense solves, read from the right."""
+    total = 0
+    for block in chain.blocks:
+        vectors = chain.documents[stage][block.name].flatten(1).T
+        for s in range(stage, last + 1):
+            scale = 1.0 if s == stage else chain.curvatures[s].pull
+            vectors = scale * torch.linalg.solve(dense_curvature(chain.curvatures[s], block), vectors)
+        total = total + (chain.queries[last][block.name].flatten(1) @ vectors).T
+    return total.numpy()
+
+
+def relative_difference(one, other):
+    return np.linalg.norm(one - other) / np.linalg.norm(other)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["fused", "split_heads"])
+def chain(request, models, stage_examples, queries):
+    return Chain(models, stage_examples, queries, request.param)
+
+
+@pytest.mark.parametrize(("stage", "last"), [(0, 0), (0, 1), (1, 1), (0, 2), (1, 2), (2, 2)])
+def test_scores_equal_dense_kronecker_matrices(chain, stage, last):
+    """Chains of one, two and three stages, for the documents of every stage."""
+    expected = dense_scores(chain, stage, last)
+    actual = chain.scores(chain.links(stage, last), stage, last)
+    assert relative_difference(actual, expected) < 1e-10
+    assert np.corrcoef(actual.ravel(), contract(chain.documents[stage], chain.queries[last]).ravel())[0, 1] < 0.99
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_the_order_of_the_inverses_matters(chain, last):
+    links = chain.links(0, last)
+    expected = dense_scores(chain, 0, last)
+    for i in range(last):
+        swapped = [*links[:i], links[i + 1], links[i], *links[i + 2 :]]
+        assert relative_difference(chain.scores(swapped, 0, last), expected) > 1e-2
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_every_inverse_matters(chain, last):
+    links = chain.links(0, last)
+    expected = dense_scores(chain, 0, last)
+    for left_out in range(last + 1):
+        scores = chain.scores(links[:left_out] + links[left_out + 1 :], 0, last)
+        assert abs(np.corrcoef(scores.ravel(), expected.ravel())[0, 1]) < 0.999
+
+
+def test_the_pull_is_part_of_the_curvature_and_scales_the_inverse(chain):
+    first, second = chain.curvatures[:2]
+    expected = dense_scores(chain, 0, 1)
+    unscaled = chain.scores([(second, 1.0), (first, 1.0)])
+    assert relative_difference(second.pull * unscaled, expected) < 1e-10
+    without_pull = chain.scores([(replace(second, pull=0.0), second.pull), (first, 1.0)])
+    assert relative_difference(without_pull, expected) > 1e-2
+    stronger = chain.scores([(replace(second, pull=0.6), 0.6), (first, 1.0)])
+    assert relative_difference(stronger, expected) > 1e-2
+
+
+def test_an_infinite_pull_leaves_the_earlier_stage_alone(chain):
+    """α H̃⁻¹ → 1 as α → ∞: the last model follows the one before wherever it goes."""
+    first, second = chain.curvatures[:2]
+    scores = chain.scores([(replace(second, pull=1e12), 1e12), (first, 1.0)])
+    assert relative_difference(scores, chain.scores([(first, 1.0)])) < 1e-7
+
+
+def test_a_vanishing_pull_cuts_the_chain(chain):
+    """α H̃⁻¹ → 0 as α → 0: the last stage forgets the documents of the ones before."""
+    first, second = chain.curvatures[:2]
+    scores = chain.scores([(replace(second, pull=1e-12), 1e-12), (first, 1.0)])
+    assert np.linalg.norm(scores) < 1e-6 * np.linalg.norm(dense_scores(chain, 0, 1))
+
+
+def test_huge_damping_leaves_the_gradient_dot_product(chain):
+    damping = 1e12
+    links = [(replace(c, damping=Damping(absolute=damping)), scale) for c, scale in chain.links(0, 2)]
+    scores = chain.scores(links, 0, 2) * damping**3 / (PULLS[1] * PULLS[2])
+    assert relative_difference(scores, contract(chain.documents[0], chain.queries[2]).numpy()) < 1e-8
+
+
+def test_a_chain_of_one_is_the_classical_influence_function(chain):
+    """∇mᵀ (H + λ)⁻¹ ∇ℓ at one model, symmetric in its two gradients."""
+    first = chain.curvatures[0]
+    assert relative_difference(chain.scores([(first, 1.0)], 0, 0), dense_scores(chain, 0, 0)) < 1e-10
+    among_documents = contract(
+        chain.documents[0], precondition_chain(chain.documents[0], chain.blocks, [(first, 1.0)])
+    ).numpy()
+    assert relative_difference(among_documents, among_documents.T) < 1e-10
+    assert (np.diag(among_documents) > 0).all()
+
+
+def test_no_links_leave_the_gradients_as_they_are(chain):
+    columns = precondition_chain(chain.queries[0], chain.blocks, [])
+    assert all(torch.equal(columns[name], gradient) for name, gradient in chain.queries[0].items())
+
+
+def test_preconditioning_is_bit_identical_and_leaves_its_inputs_alone(chain):
+    before = {name: gradient.clone() for name, gradient in chain.queries[2].items()}
+    eigenvalues = [{name: v.clone() for name, v in c.eigenvalues.items()} for c in chain.curvatures]
+    first, second = (precondition_chain(chain.queries[2], chain.blocks, chain.links(0, 2)) for _ in range(2))
+    for name in before:
+        assert torch.equal(first[name], second[name])
+        assert torch.equal(chain.queries[2][name], before[name])
+        assert all(
+            torch.equal(c.eigenvalues[name], e[name]) for c, e in zip(chain.curvatures, eigenvalues, strict=True)
+        )
+
+
+def test_a_block_without_factors_in_any_stage_is_an_error(chain):
+    lost = chain.blocks[-1].name
+    first, second = chain.curvatures[:2]
+
+    def without(curvature):
+        basis = curvature.basis
+        kept = {name: vectors for name, vectors in basis.gradient.items() if name != lost}
+        cut = Eigenbasis(basis.activation, kept, basis.activation_values, basis.gradient_values)
+        return replace(curvature, basis=cut)
+
+    for links in ([(without(second), 0.3), (first, 1.0)], [(second, 0.3), (without(first), 1.0)]):
+        with pytest.raises(ForebearError, match=lost):
+            chain.scores(links)
+    no_eigenvalues = replace(first, eigenvalues={n: v for n, v in first.eigenvalues.items() if n != lost})
+    with pytest.raises(ForebearError, match=lost):
+        chain.scores([(second, 0.3), (no_eigenvalues, 1.0)])
+
+
+def test_inverses_are_applied_from_the_last_stage_to_the_documents():
+    stages = ["pretraining", "middle", "finetuning"]
+    assert inverse_points("multistage-ekfac", stages, "pretraining") == ["finetuning", "middle", "pretraining"]
+    assert inverse_points("multistage-ekfac", stages, "middle") == ["finetuning", "middle"]
+    assert inverse_points("finetune-ekfac", stages, "pretraining") == ["finetuning", "middle"]
+    assert inverse_points("pretrain-ekfac", stages, "pretraining") == ["pretraining"]
+    assert inverse_points("multistage-ekfac", ["only"], "only") == inverse_points("singlestage-ekfac", ["only"], "only")
+
+
+def streamed(chain, columns, requests, batch_tokens=40, skip=None):
+    """Estimator → scores [N, Q] as `pairwise_scores` writes them; NaN where it writes nothing."""
+    shape = (len(chain.examples[0]), len(next(iter(chain.queries[1].values()))))
+    scores = {estimator: np.full(shape, np.nan) for estimator in requests}
+
+    def write(estimator, places, values):
+        assert np.isnan(scores[estimator][places]).all()
+        scores[estimator][places] = values
+
+    seconds = pairwise_scores(
+        chain.models[0], chain.blocks, chain.examples[0], columns, requests, batch_tokens, write, skip
+    )
+    assert seconds.keys() == requests.keys()
+    return scores
+
+
+@pytest.fixture(scope="module")
+def columns(chain):
+    return {
+        "chain": precondition_chain(chain.queries[1], chain.blocks, chain.links(0, 1)),
+        "gradient": chain.queries[1],
+    }
+
+
+@pytest.fixture(scope="module")
+def requests(chain):
+    everything = frozenset(block.name for block in chain.blocks)
+    mlp = frozenset(block.name for block in chain.blocks if block.kind == "mlp")
+    return {
+        "chain": Request("chain", everything),
+        "chain-mlp": Request("chain", mlp),
+        "dot": Request("gradient", everything),
+        "cosine": Request("gradient", everything, cosine=True),
+    }
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 25, 10_000])
+def test_streamed_scores_equal_dense_ones_in_any_batches(chain, columns, requests, batch_tokens):
+    scores = streamed(chain, columns, requests, batch_tokens)
+    assert relative_difference(scores["chain"], dense_scores(chain, 0, 1)) < 1e-6
+    documents, queries = (
+        torch.cat([gradients[block.name].flatten(1) for block in chain.blocks], 1).numpy()
+        for gradients in (chain.documents[0], chain.queries[1])
+    )
+    dots = documents @ queries.T
+    assert relative_difference(scores["dot"], dots) < 1e-6
+    lengths = np.linalg.norm(documents, axis=1)[:, None] * np.linalg.norm(queries, axis=1)
+    assert relative_difference(scores["cosine"], dots / lengths) < 1e-6
+
+
+def test_a_request_counts_its_own_blocks(chain, columns, requests):
+    scores = streamed(chain, columns, requests)
+    mlp = [block for block in chain.blocks if "/mlp/" in block.name]
+    assert len(mlp) == 4
+    expected = sum(
+        chain.documents[0][block.name].flatten(1) @ columns["chain"][block.name].flatten(1).T for block in mlp
+    ).numpy()
+    assert relative_difference(scores["chain-mlp"], expected) < 1e-6
+    assert relative_difference(scores["chain-mlp"], scores["chain"]) > 0.05
+
+
+def test_skipped_documents_are_not_scored_and_the_others_keep_their_places(chain, columns, requests):
+    everything = streamed(chain, columns, requests)
+    skip = np.zeros(len(chain.examples[0]), bool)
+    skip[[0, 3, 4, 9]] = True
+    remaining = streamed(chain, columns, requests, skip=skip)
+    for estimator, scores in remaining.items():
+        assert np.isnan(scores[skip]).all()
+        assert relative_difference(scores[~skip], everything[estimator][~skip]) < 1e-6
+    nothing = streamed(chain, columns, requests, skip=np.ones_like(skip))
+    assert all(np.isnan(scores).all() for scores in nothing.values())

@@ -1,0 +1,73 @@
+"""What must agree across files: pins, rules and scripts, rooms and what they may import."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+from forebear.digests import engine_digest
+from forebear.facts import build_facts
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_conda_file_has_the_pins_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "envs/forebear.yaml").read_text())["dependencies"]
+    assert next(entry for entry in conda if isinstance(entry, dict))["pip"] == project["dependencies"]
+    assert f"python {project['requires-python']}" in conda
+
+
+def test_every_rule_has_its_script_and_every_script_its_rule():
+    rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    used = set(re.findall(r"\.\./scripts/(\w+)\.py", rules))
+    assert used == {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    named = set(re.findall(r"^ *rule (\w+):", rules, re.M)) | set(re.findall(r'"(\w+)_\{study\}_at', rules))
+    assert used <= named
+
+
+def test_the_engine_never_imports_snakemake():
+    for path in (ROOT / "scripts/forebear").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "snakemake" for name in names), path
+
+
+def test_a_digest_sees_code_behind_imports_but_no_comments(tmp_path, monkeypatch):
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "near.py").write_text("from forebear.far import x\n")
+    (engine / "far.py").write_text('"""Doc."""\nx = 1\n')
+    (engine / "other.py").write_text("y = 1\n")
+    script = tmp_path / "script.py"
+    script.write_text("from forebear.near import x\n")
+
+    def digest() -> str:
+        from forebear import digests
+
+        monkeypatch.setattr(digests, "ENGINE", engine)
+        digests._code.cache_clear()
+        digests._imported_rooms.cache_clear()
+        return engine_digest(script)
+
+    first = digest()
+    (engine / "other.py").write_text("y = 2\n")
+    (engine / "far.py").write_text('"""Other words."""\n# a comment\nx = 1\n')
+    assert digest() == first
+    (engine / "far.py").write_text("x = 2\n")
+    assert digest() != first
+
+
+def test_queries_ask_about_countries_that_fine_tuning_never_mentions():
+    corpus = build_facts()
+    asked = {query["country"] for query in corpus["queries"]}
+    assert len(asked) == 40
+    assert not asked & {pair["country"] for pair in corpus["finetuning"]}
+    by_id = {document["id"]: document for document in corpus["pretraining"]}
+    for query in corpus["queries"]:
+        assert len(query["relevant"]) >= 3
+        for name in query["relevant"]:
+            assert query["country"] in by_id[name]["text"]
