@@ -53,6 +53,35 @@ def test_split_heads_partition_the_fused_map(model, examples):
     assert_close(torch.cat([sequence_gradients(captured, b) for b in by_rows], 1), sequence_gradients(captured, fused))
 
 
+def head_outputs(model, blocks, factors):
+    """What the heads of the first layer hand to its output map, [T, heads, size], after scaling blocks' parameters."""
+    model = copy.deepcopy(model)
+    attention = model.gpt_neox.layers[0].attention
+    with torch.no_grad():
+        for block in blocks:
+            for name, factor in factors.items():
+                if block.name == f"gpt_neox/layers/0/attention/query_key_value/{name}":
+                    attention.query_key_value.weight[block.rows] *= factor
+                    attention.query_key_value.bias[block.rows] *= factor
+        seen = []
+        attention.dense.register_forward_hook(lambda _, args, __: seen.append(args[0][0]))
+        model(torch.arange(6)[None])
+    return seen[0].unflatten(-1, (model.config.num_attention_heads, -1))
+
+
+@pytest.mark.parametrize("head", [0, 1])
+def test_split_heads_are_the_rows_that_the_head_reads(model, head):
+    """A head is linear in its values, and only the product of its queries and keys counts."""
+    blocks = tracked_blocks(model, split_heads=True)
+    expected = head_outputs(model, blocks, {})
+    expected[:, head] *= 3
+    assert_close(head_outputs(model, blocks, {f"v{head}": 3}), expected)
+    assert_close(head_outputs(model, blocks, {f"q{head}": 2, f"k{head}": 0.5, f"v{head}": 3}), expected)
+    hotter = head_outputs(model, blocks, {f"q{head}": 2, f"v{head}": 3})
+    assert_close(hotter[:, 1 - head], expected[:, 1 - head])
+    assert (hotter[:, head] - expected[:, head]).abs().max() > 1e-3
+
+
 def test_losses_are_summed_over_targets_only(model, examples):
     captured = capture(model, tracked_blocks(model), collate(examples, range(len(examples))))
     assert_close(captured.losses, torch.stack([unpadded_loss(model, e) for e in examples]).detach())

@@ -6,7 +6,7 @@ lowers the query's loss.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from forebear.capture import Captured, capture
 from forebear.datasets import Example, batch_indices, collate
 from forebear.progress import progress
 
+SLICE_ELEMENTS = 1 << 20  # of document gradients formed at once: 4 MiB in float32
 FLUSH_SECONDS = 20.0  # scores are handed on at least this often
 
 
@@ -35,6 +36,22 @@ def sequence_gradients(captured: Captured, block: Block) -> Tensor:
     """The gradient of every sequence's loss, [B, O, I]."""
     a, g = captured.block(block)
     return torch.bmm(g.transpose(1, 2), a)
+
+
+def _gradient_slices(captured: Captured, block: Block) -> Iterator[tuple[slice, Tensor]]:
+    """The gradients of all sequences, a few output rows at a time: (columns of O·I, [B, those columns]).
+
+    A slice is overwritten by the next, so that it stays in the processor's cache.
+    """
+    a, g = captured.block(block)
+    sequences, width = a.shape[0], a.shape[2]
+    rows = min(block.shape[0], max(1, SLICE_ELEMENTS // (sequences * width)))
+    buffer = a.new_empty(sequences * rows * width)
+    for first in range(0, block.shape[0], rows):
+        part = g[..., first : first + rows].transpose(1, 2)
+        gradients = buffer[: sequences * part.shape[1] * width].view(sequences, part.shape[1], width)
+        torch.bmm(part, a, out=gradients)
+        yield slice(first * width, (first + part.shape[1]) * width), gradients.flatten(1)
 
 
 def query_gradients(
@@ -74,16 +91,13 @@ def pairwise_scores(
         plus its own contraction.
     """
     flat = {name: {b: v.flatten(1).T for b, v in tensors.items()} for name, tensors in columns.items()}
-    norms = {
-        name: sum(v.double().square().sum((1, 2)) for v in tensors.values()).sqrt() for name, tensors in columns.items()
-    }
     wanted = [i for i in range(len(examples)) if skip is None or not skip[i]]
     remaining = [examples[i] for i in wanted]
     places = np.array(wanted, dtype=np.int64)
     seconds: dict[object, float] = {}
     pending = _Pending(write)
     for indices in progress(batch_indices(remaining, batch_tokens), "scores", "batch"):
-        scores, timed = _score_batch(model, blocks, collate(remaining, indices), flat, norms, requests)
+        scores, timed = _score_batch(model, blocks, collate(remaining, indices), flat, requests)
         for name, value in timed.items():
             seconds[name] = seconds.get(name, 0.0) + value
         pending.add(places[indices], scores)
@@ -94,29 +108,30 @@ def pairwise_scores(
     }
 
 
-def _score_batch(model, blocks, batch, flat, norms, requests) -> tuple[dict[str, Tensor], dict[object, float]]:
+def _score_batch(model, blocks, batch, flat, requests) -> tuple[dict[str, Tensor], dict[object, float]]:
     """Scores [B, Q] of one batch for every estimator, and the seconds of the pass and of each (columns, block)."""
     clock = _Clock()
     captured = capture(model, blocks, batch)
-    shape = (len(batch.indices), next(iter(norms.values())).shape[0])
-    scores = {estimator: torch.zeros(shape, dtype=model.dtype, device=model.device) for estimator in requests}
-    squares = torch.zeros(shape[0], dtype=torch.float64, device=model.device)
+    queries = next(iter(next(iter(flat.values())).values())).shape[1]
+    scores = {estimator: captured.losses.new_zeros(len(batch.indices), queries) for estimator in requests}
+    cosines = {estimator: request for estimator, request in requests.items() if request.cosine}
+    squares = {estimator: captured.losses.new_zeros(len(batch.indices)) for estimator in cosines}
     clock.lap("pass")
     for block in blocks:
-        gradients = sequence_gradients(captured, block).flatten(1)  # [B, O·I]
-        if any(request.cosine for request in requests.values()):
-            squares += gradients.square().sum(1)
-        clock.lap("pass")
-        for name, tensors in flat.items():
-            users = [e for e, request in requests.items() if request.columns == name and block.name in request.blocks]
-            if users:
-                product = gradients @ tensors[block.name]
-                for estimator in users:
-                    scores[estimator] += product
-            clock.lap((name, block.name))
-    for estimator, request in requests.items():
-        if request.cosine:
-            scores[estimator] /= squares.sqrt()[:, None] * norms[request.columns] + 1e-30
+        readers = {estimator: request for estimator, request in requests.items() if block.name in request.blocks}
+        products = {request.columns: torch.zeros_like(scores[estimator]) for estimator, request in readers.items()}
+        for part, gradients in _gradient_slices(captured, block):
+            for estimator in cosines.keys() & readers.keys():
+                squares[estimator] += gradients.square().sum(1)
+            clock.lap("pass")
+            for name, product in products.items():
+                product.addmm_(gradients, flat[name][block.name][part])
+                clock.lap((name, block.name))
+        for estimator, request in readers.items():
+            scores[estimator] += products[request.columns]
+    for estimator, request in cosines.items():
+        norms = sum(flat[request.columns][name].square().sum(0) for name in request.blocks).sqrt()
+        scores[estimator] /= (squares[estimator].sqrt()[:, None] * norms).clamp_min(torch.finfo(norms.dtype).tiny)
     return scores, clock.seconds
 
 
