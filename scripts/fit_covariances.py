@@ -5,7 +5,6 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 
 from forebear.artifacts import write_covariances
-from forebear.datasets import number_of_positions
 from forebear.factors import fit_covariances
 from forebear.points import open_point
 
@@ -17,11 +16,5 @@ with measured() as cost:
     covariances = fit_covariances(
         point.model, point.blocks, point.examples, params.seed, params.batch_tokens, params.label_samples
     )
-attributes = {
-    "study": params.study,
-    "point": params.point,
-    "sequences": len(point.examples),
-    "positions": number_of_positions(point.examples),
-    "seed": params.seed,
-}
-write_covariances(snakemake.output.covariances, covariances, {**attributes, **point.digests, **cost})
+attributes = {"study": params.study, "point": params.point, "seed": params.seed, **point.attributes, **cost}
+write_covariances(snakemake.output.covariances, covariances, attributes)

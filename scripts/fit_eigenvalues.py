@@ -5,7 +5,6 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 
 from forebear.artifacts import read_eigenbasis, write_eigenvalues
-from forebear.datasets import number_of_positions
 from forebear.factors import fit_eigenvalues
 from forebear.points import open_point
 
@@ -18,11 +17,5 @@ with measured() as cost:
     eigenvalues = fit_eigenvalues(
         point.model, point.blocks, point.examples, basis, params.seed, params.batch_tokens, params.label_samples
     )
-attributes = {
-    "study": params.study,
-    "point": params.point,
-    "sequences": len(point.examples),
-    "positions": number_of_positions(point.examples),
-    "seed": params.seed,
-}
-write_eigenvalues(snakemake.output.eigenvalues, eigenvalues, {**attributes, **point.digests, **cost})
+attributes = {"study": params.study, "point": params.point, "seed": params.seed, **point.attributes, **cost}
+write_eigenvalues(snakemake.output.eigenvalues, eigenvalues, attributes)

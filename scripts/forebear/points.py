@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from forebear.blocks import Block, tracked_blocks
 from forebear.checkpoints import device_for, load_model, load_tokenizer
-from forebear.datasets import Example, encode, read_records
+from forebear.datasets import Example, encode, number_of_positions, read_records
 from forebear.manifests import point_digests
 
 
@@ -19,6 +19,12 @@ class Point:
     blocks: list[Block]
     examples: list[Example]
     digests: dict[str, str]  # of model and data: what artifacts made here carry
+
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """What factors fitted here say of themselves."""
+        counts = {"sequences": len(self.examples), "positions": number_of_positions(self.examples)}
+        return {**counts, **self.digests}
 
 
 def open_point(
