@@ -71,12 +71,8 @@ rule precondition_queries:
 
 # One pass over the documents serves all estimators that look at them at the same model; a
 # pass writes one file an estimator, so there is one rule for each study and model.
-for study, at_last in product(CONFIG.studies, (False, True)):
-    estimators = gradient_estimators(CONFIG.studies[study].estimators, at_last)
-    if not estimators:
-        continue
+for study, stage, estimators in all_passes():
     attributed = CONFIG.studies[study].attributed
-    stage = CONFIG.studies[study].stage_names[-1] if at_last else attributed
 
     rule:
         name:

@@ -1,12 +1,10 @@
 # Helpers of the other rule files; no rule stands here.
-from itertools import product
-
 from snakemake.exceptions import WorkflowError
 
 from forebear.config import FileCorpus, parse_config
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
-from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, gradient_estimators, inverse_points
+from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points, scoring_passes
 
 try:
     CONFIG = parse_config(config)
@@ -143,3 +141,14 @@ def overhead_files(wildcards, estimator):
         if COLUMNS[columns].curvature == "ekfac":
             files.append(f"{folder}/factors/{point}/eigenvalues.h5")
     return [*files, columns_file(wildcards.study, columns)] if len(files) > 1 else files
+
+
+def all_passes():
+    """(study, stage at whose model documents are scored, estimators served) of the whole config."""
+    return [
+        (name, stage, estimators)
+        for name, study in CONFIG.studies.items()
+        for stage, estimators in scoring_passes(
+            study.estimators, study.stage_names, study.attributed
+        ).items()
+    ]

@@ -102,6 +102,15 @@ def test_an_edit_of_the_figures_code_reruns_only_the_figure(workspace):
     assert not jobs & {"train_stage", "fit_covariances", "retrain", "evaluate"}
 
 
+def test_a_chain_of_one_is_planned(workspace):
+    config = yaml.safe_load((workspace / "config.yaml").read_text())
+    edit_config(workspace, stages=config["studies"]["tiny"]["stages"][:1])
+    run = snakemake(workspace, "--dry-run")
+    assert run.returncode == 0, run.stdout
+    assert "compute_pairwise_scores_tiny_at_pretraining" in run.stdout
+    assert "compute_pairwise_scores_tiny_at_finetuning" not in run.stdout
+
+
 def test_an_unknown_estimator_is_refused(workspace):
     edit_config(workspace, estimators=["multistage-ekfak"])
     refused(workspace, "there is no estimator 'multistage-ekfak'")

@@ -81,9 +81,14 @@ def columns_of(estimators: list[str]) -> list[str]:
     return list(dict.fromkeys(ESTIMATORS[name].columns for name in estimators if ESTIMATORS[name].uses_gradients))
 
 
-def gradient_estimators(estimators: list[str], at_last: bool) -> list[str]:
-    """Those of the estimators whose document gradients are taken at the last (own stage's) model."""
-    return [e for e in estimators if ESTIMATORS[e].uses_gradients and ESTIMATORS[e].at_last == at_last]
+def scoring_passes(estimators: list[str], stages: list[str], attributed: str) -> dict[str, list[str]]:
+    """The passes over the documents: stage at whose model they are looked at → estimators served."""
+    passes: dict[str, list[str]] = {}
+    for name in estimators:
+        if ESTIMATORS[name].uses_gradients:
+            stage = stages[-1] if ESTIMATORS[name].at_last else attributed
+            passes.setdefault(stage, []).append(name)
+    return passes
 
 
 def inverse_points(columns: str, stages: list[str], attributed: str) -> list[str]:

@@ -19,6 +19,8 @@ from forebear.blocks import Block
 from forebear.errors import ForebearError
 from forebear.progress import progress
 
+CHUNK_ELEMENTS = 1 << 20  # of vectors rotated at once: 4 MiB in float32
+
 
 @dataclass(frozen=True)
 class Covariances:
@@ -90,9 +92,16 @@ class Damping:
 
 
 def apply_in_eigenbasis(vectors: Tensor, left: Tensor, right: Tensor, values: Tensor) -> Tensor:
-    """Q_S [(Q_Sᵀ V Q_A) ⊙ values] Q_Aᵀ for V [..., O, I]: a function of the curvature times V."""
-    rotated = left.T @ (vectors @ right)
-    return left @ (rotated.mul_(values) @ right.T)
+    """Q_S [(Q_Sᵀ V Q_A) ⊙ values] Q_Aᵀ for every V of [Q, O, I]: a function of the curvature times V.
+
+    A few at a time, so that temporaries are small and their memory is used again.
+    """
+    result = torch.empty_like(vectors)
+    chunk = max(1, CHUNK_ELEMENTS // values.numel())
+    for part, out in zip(vectors.split(chunk), result.split(chunk), strict=True):
+        rotated = left.T @ (part @ right)
+        torch.matmul(left, rotated.mul_(values) @ right.T, out=out)
+    return result
 
 
 def precondition(

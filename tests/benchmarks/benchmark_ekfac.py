@@ -18,7 +18,7 @@ kronfluence computes query gradients, their inverse and the scores in one call. 
 documents to one length (forebear pads each batch to its own longest), its times include
 the factor files that it writes and reads, and each of its stages gets the fastest of several
 batch sizes. The rank correlation of both score matrices shows that they are the same
-quantity; it is below 1 because each engine samples its own labels. The last table is what a
+quantity; each engine samples its own labels. The last table is what a
 second training stage adds to forebear's chain of one.
 """
 
