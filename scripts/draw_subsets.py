@@ -4,8 +4,7 @@ from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
-from forebear.artifacts import write_subsets
-from forebear.bank import draw_subsets
+from forebear.bank import draw_subsets, write_subsets
 from forebear.datasets import file_digest, read_records
 
 params = snakemake.params

@@ -8,7 +8,8 @@ import json
 
 import pandas as pd
 
-from forebear.artifacts import read_bank, read_scores, read_subsets
+from forebear.artifacts import read_scores
+from forebear.bank import read_bank, read_subsets
 from forebear.datasets import file_digest, read_jsonl, read_records
 from forebear.evaluation import Bank, evaluate_estimator, noise_ceiling, relevant_indices
 from forebear.progress import progress

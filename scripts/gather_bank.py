@@ -6,7 +6,7 @@ start(snakemake.log[0], snakemake.threads)
 
 import numpy as np
 
-from forebear.artifacts import read_bank, write_bank
+from forebear.bank import read_bank, write_bank
 from forebear.store import read_attributes
 
 digest = read_attributes(snakemake.input.subsets, "subsets")["data_digest"]

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from forebear.artifacts import read_subsets, write_bank
-from forebear.bank import plan_retrainings, read_measurement, retraining_key, write_measurement
+from forebear.bank import (
+    plan_retrainings,
+    read_measurement,
+    read_subsets,
+    retraining_key,
+    write_bank,
+    write_measurement,
+)
 from forebear.checkpoints import device_for, load_model, load_tokenizer
 from forebear.datasets import encode, file_digest, read_records
 from forebear.manifests import read_manifest

@@ -102,6 +102,16 @@ def test_an_edit_of_the_figures_code_reruns_only_the_figure(workspace):
     assert not jobs & {"train_stage", "fit_covariances", "retrain", "evaluate"}
 
 
+def test_an_edit_of_the_curvature_code_retrains_nothing(workspace):
+    with (workspace / "scripts/forebear/kronecker.py").open("a") as handle:
+        handle.write("\nUNUSED = 1\n")
+    run = snakemake(workspace, "--dry-run")
+    counts = [line.split() for line in run.stdout.splitlines()]
+    jobs = {words[0] for words in counts if len(words) == 2 and words[1].isdigit()}
+    assert {"compute_eigenbasis", "precondition_queries", "evaluate"} <= jobs
+    assert not jobs & {"train_stage", "draw_subsets", "retrain", "gather_bank"}
+
+
 def test_a_chain_of_one_is_planned(workspace):
     config = yaml.safe_load((workspace / "config.yaml").read_text())
     edit_config(workspace, stages=config["studies"]["tiny"]["stages"][:1])

@@ -96,27 +96,3 @@ def read_scores(path: str | Path, expected: Attributes | None = None) -> tuple[n
     """Scores [N, Q] and the file's attributes."""
     with open_checked(path, "scores", expected) as file:
         return file["matrix"][()], dict(file.attrs)
-
-
-def write_subsets(path: str | Path, subsets: np.ndarray, attributes: Attributes) -> None:
-    """Masks [R, N]."""
-    with create(path, "subsets", attributes) as file:
-        file["subsets"] = subsets
-
-
-def read_subsets(path: str | Path, expected: Attributes | None = None) -> np.ndarray:
-    with open_checked(path, "subsets", expected) as file:
-        return file["subsets"][()]
-
-
-def write_bank(
-    path: str | Path, subset: np.ndarray, seed: np.ndarray, measurements: np.ndarray, attributes: Attributes
-) -> None:
-    """Retrainings: which subset [R] with which seed [R] gave which query losses [R, Q]."""
-    with create(path, "bank", attributes) as file:
-        file["subset"], file["seed"], file["measurements"] = subset, seed, measurements
-
-
-def read_bank(path: str | Path, expected: Attributes | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with open_checked(path, "bank", expected) as file:
-        return file["subset"][()], file["seed"][()], file["measurements"][()]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forebear.store import create, open_checked
+from forebear.store import Attributes, create, open_checked
 
 _SUBSET_STREAM = 3
 
@@ -63,3 +63,27 @@ def read_measurement(path: str | Path) -> np.ndarray:
     """[Q] measurements of one retraining."""
     with open_checked(path, "retraining") as file:
         return file["measurements"][()]
+
+
+def write_subsets(path: str | Path, subsets: np.ndarray, attributes: Attributes) -> None:
+    """Masks [R, N]."""
+    with create(path, "subsets", attributes) as file:
+        file["subsets"] = subsets
+
+
+def read_subsets(path: str | Path, expected: Attributes | None = None) -> np.ndarray:
+    with open_checked(path, "subsets", expected) as file:
+        return file["subsets"][()]
+
+
+def write_bank(
+    path: str | Path, subset: np.ndarray, seed: np.ndarray, measurements: np.ndarray, attributes: Attributes
+) -> None:
+    """Retrainings: which subset [R] with which seed [R] gave which query losses [R, Q]."""
+    with create(path, "bank", attributes) as file:
+        file["subset"], file["seed"], file["measurements"] = subset, seed, measurements
+
+
+def read_bank(path: str | Path, expected: Attributes | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with open_checked(path, "bank", expected) as file:
+        return file["subset"][()], file["seed"][()], file["measurements"][()]
