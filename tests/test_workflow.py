@@ -61,6 +61,12 @@ def refused(folder: Path, words: str, *arguments: str) -> None:
     assert "Traceback" not in run.stdout
 
 
+def planned_jobs(folder: Path) -> set[str]:
+    """Names of the rules that a dry run would run."""
+    counts = [line.split() for line in snakemake(folder, "--dry-run").stdout.splitlines()]
+    return {words[0] for words in counts if len(words) == 2 and words[1].isdigit()}
+
+
 def test_figure_table_and_proponents_are_there(finished):
     assert (finished / FIGURE).stat().st_size > 10_000
     table = pd.read_csv(finished / "results/tiny/evaluation.csv")
@@ -95,9 +101,7 @@ def test_more_subsets_retrain_only_the_new_ones(workspace):
 def test_an_edit_of_the_figures_code_reruns_only_the_figure(workspace):
     with (workspace / "scripts/forebear/plots.py").open("a") as handle:
         handle.write("\nUNUSED = 1\n")
-    run = snakemake(workspace, "--dry-run")
-    counts = [line.split() for line in run.stdout.splitlines()]
-    jobs = {words[0] for words in counts if len(words) == 2 and words[1].isdigit()}
+    jobs = planned_jobs(workspace)
     assert {"plot_spearman", "publish_figure"} <= jobs
     assert not jobs & {"train_stage", "fit_covariances", "retrain", "evaluate"}
 
@@ -105,9 +109,7 @@ def test_an_edit_of_the_figures_code_reruns_only_the_figure(workspace):
 def test_an_edit_of_the_curvature_code_retrains_nothing(workspace):
     with (workspace / "scripts/forebear/kronecker.py").open("a") as handle:
         handle.write("\nUNUSED = 1\n")
-    run = snakemake(workspace, "--dry-run")
-    counts = [line.split() for line in run.stdout.splitlines()]
-    jobs = {words[0] for words in counts if len(words) == 2 and words[1].isdigit()}
+    jobs = planned_jobs(workspace)
     assert {"compute_eigenbasis", "precondition_queries", "evaluate"} <= jobs
     assert not jobs & {"train_stage", "draw_subsets", "retrain", "gather_bank"}
 

@@ -1,10 +1,10 @@
 """forebear: which training documents made a fine-tuned language model say that?
 
-The engine behind the workflow. It never imports snakemake; each room imports only from
-rooms to its left:
+The engine behind the workflow. It never imports snakemake, and data flows one way:
 
-errors → config → store → datasets → training → blocks → capture → kronecker → chain →
-scoring → baselines → ground_truth → evaluation → plots
+config → datasets, training (stages) → blocks, capture, factors, kronecker (curvature) →
+chain (preconditioned queries) → scoring, baselines → bank, retraining (ground truth) →
+evaluation → plots, reports; store, artifacts and manifests are the files between them.
 """
 
 __version__ = "0.1.0"
