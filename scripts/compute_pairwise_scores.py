@@ -7,6 +7,7 @@ start(snakemake.log[0], snakemake.threads)
 import numpy as np
 
 from forebear.artifacts import SCORE_UNITS, read_query_columns
+from forebear.datasets import file_digest
 from forebear.estimators import ESTIMATORS
 from forebear.manifests import point_digests
 from forebear.points import open_point
@@ -30,8 +31,20 @@ requests = {
 
 shape = (len(point.examples), len(next(iter(queries.values())).losses))
 attributes = {"study": params.study, **SCORE_UNITS, **point.digests, "query_data_digest": query_digests["data_digest"]}
+# An interrupted pass is continued only with the very same queries and code.
+digests = {name: file_digest(file) for name, file in zip(params.columns, files.columns, strict=True)}
 matrices = {
-    name: ResumableMatrix(path, "scores", {**attributes, "estimator": name}, shape)
+    name: ResumableMatrix(
+        path,
+        "scores",
+        {
+            **attributes,
+            "estimator": name,
+            "columns_digest": digests[requests[name].columns],
+            "engine": params.engine,
+        },
+        shape,
+    )
     for name, path in zip(params.estimators, snakemake.output.scores, strict=True)
 }
 done = np.logical_and.reduce([matrix.written for matrix in matrices.values()])
