@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from forebear.blocks import Block
 from forebear.datasets import IGNORED, Batch, Example
+from forebear.memory import aligned_empty
 from forebear.training import sequence_losses
 
 Labels = Callable[[Tensor, Batch], Tensor]  # (logits [B, T, V], batch) → labels [B, T]
@@ -25,12 +26,14 @@ class Captured:
 
     The gradient of sequence b's summed loss with respect to a map's weight is
     Σ_t gradients[b, t] activations[b, t]ᵀ. Activations end in a one where the map has a
-    bias. Positions that carry no gradient (padding, the last of a sequence) are zero in both.
+    bias. Gradients are zero at the positions that carry none (padding, the last of a
+    sequence); activations are not.
     """
 
     activations: dict[str, Tensor]  # module → [B, T, I]
     gradients: dict[str, Tensor]  # module → [B, T, O]
     losses: Tensor  # [B]
+    positions: Tensor  # [B, T] bool: real, and not the last of its sequence
 
     def block(self, block: Block) -> tuple[Tensor, Tensor]:
         """(activations [B, T, I], gradients [B, T, O]) of one block."""
@@ -55,8 +58,9 @@ def sampled_labels(examples: Sequence[Example], seed: Sequence[int]) -> Labels:
             length = len(examples[index].ids)
             uniform[row, :length] = torch.from_numpy(np.random.default_rng([*seed, index]).random(length))
         targets = batch.labels != IGNORED
-        cumulative = logits.detach()[targets].double().softmax(-1).cumsum(-1)
-        wanted = uniform.to(logits.device)[targets] * cumulative[:, -1]
+        precision = torch.promote_types(logits.dtype, torch.float32)
+        cumulative = logits.detach()[targets].softmax(-1, dtype=precision).cumsum(-1)
+        wanted = uniform.to(logits.device, precision)[targets] * cumulative[:, -1]
         drawn = torch.searchsorted(cumulative, wanted[:, None], right=True).squeeze(1)
         labels = torch.full_like(batch.labels, IGNORED)
         labels[targets] = drawn.clamp_max(logits.shape[-1] - 1)
@@ -78,12 +82,18 @@ def capture(
         logits = model(batch.ids, use_cache=False).logits
         losses = sequence_losses(logits, labels(logits, batch))
         gradients = torch.autograd.grad(losses.sum(), [outputs[module] for module in bias])
-    real = batch.positions[..., None].to(logits.dtype)
     activations = {
-        module: torch.cat([inputs[module] * real, real], -1) if has_bias else inputs[module] * real
-        for module, has_bias in bias.items()
+        module: _with_one(inputs[module]) if has_bias else inputs[module] for module, has_bias in bias.items()
     }
-    return Captured(activations, dict(zip(bias, gradients, strict=True)), losses.detach())
+    return Captured(activations, dict(zip(bias, gradients, strict=True)), losses.detach(), batch.positions)
+
+
+def _with_one(activations: Tensor) -> Tensor:
+    """Activations [B, T, I] with a last column of ones, which the bias is multiplied by."""
+    result = aligned_empty(activations, *activations.shape[:-1], activations.shape[-1] + 1)
+    result[..., :-1] = activations
+    result[..., -1] = 1
+    return result
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from forebear.blocks import Block
 from forebear.capture import capture, sampled_labels
 from forebear.datasets import Example, batches, number_of_positions
 from forebear.kronecker import Covariances, Eigenbasis
+from forebear.memory import aligned, aligned_empty
 from forebear.progress import progress
 
 CHUNK_ELEMENTS = 1 << 18  # of gradients formed at once: 1 MiB in float32
@@ -37,12 +38,12 @@ def fit_covariances(
         labels = sampled_labels(examples, (seed, _COVARIANCE_STREAM, sample))
         for batch in progress(batches(examples, batch_tokens), "covariances", "batch"):
             captured = capture(model, blocks, batch, labels)
+            counted = captured.positions.flatten().nonzero().squeeze(1)
             for module, a in captured.activations.items():
                 if sample == 0:  # activations do not depend on the labels
-                    accumulate(activation, module, a.flatten(0, 1).T @ a.flatten(0, 1))
+                    accumulate(activation, module, _second_moment(a, counted))
             for block in blocks:
-                g = captured.block(block)[1].flatten(0, 1)
-                accumulate(gradient, block.name, g.T @ g)
+                accumulate(gradient, block.name, _second_moment(captured.block(block)[1], counted))
     positions = number_of_positions(examples)
     return Covariances(
         {module: total / positions for module, total in activation.items()},
@@ -62,16 +63,33 @@ def fit_eigenvalues(
     """Λ of every block, [O, I]: second moments of per-sequence gradients in the eigenbasis."""
     accumulate = _accumulator(model)
     eigenvalues: dict[str, Tensor] = {}
+    activation = {module: aligned(vectors.to(model.dtype)) for module, vectors in basis.activation.items()}
+    gradient = {block: aligned(vectors.to(model.dtype)) for block, vectors in basis.gradient.items()}
+    blocks_of = {block.module: [b for b in blocks if b.module == block.module] for block in blocks}
     for sample in range(label_samples):
         labels = sampled_labels(examples, (seed, _EIGENVALUE_STREAM, sample))
         for batch in progress(batches(examples, batch_tokens), "eigenvalues", "batch"):
             captured = capture(model, blocks, batch, labels)
-            rotated = {module: a @ basis.activation[module].to(a.dtype) for module, a in captured.activations.items()}
-            for block in blocks:
-                g = captured.block(block)[1]
-                g = g @ basis.gradient[block.name].to(g.dtype)
-                accumulate(eigenvalues, block.name, summed_squares(g, rotated[block.module]))
+            for module, a in captured.activations.items():
+                a = _rotated(a, activation[module])
+                for block in blocks_of[module]:
+                    g = _rotated(captured.block(block)[1], gradient[block.name])
+                    accumulate(eigenvalues, block.name, summed_squares(g, a))
     return {block: total / (len(examples) * label_samples) for block, total in eigenvalues.items()}
+
+
+def _second_moment(vectors: Tensor, counted: Tensor) -> Tensor:
+    """Σ v vᵀ over the counted ones of [B, T, D] vectors, [D, D]."""
+    chosen = aligned_empty(vectors, len(counted), vectors.shape[-1])
+    torch.index_select(vectors.flatten(0, 1), 0, counted, out=chosen)
+    return chosen.T @ chosen
+
+
+def _rotated(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Vectors [B, T, D] in a basis [D, D]."""
+    rotated = aligned_empty(vectors, *vectors.shape)
+    torch.mm(vectors.flatten(0, 1), basis, out=rotated.flatten(0, 1))
+    return rotated
 
 
 def summed_squares(g: Tensor, a: Tensor) -> Tensor:

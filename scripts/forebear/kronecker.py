@@ -17,6 +17,7 @@ from torch import Tensor
 
 from forebear.blocks import Block
 from forebear.errors import ForebearError
+from forebear.memory import aligned, aligned_empty
 from forebear.progress import progress
 
 CHUNK_ELEMENTS = 1 << 20  # of vectors rotated at once: 4 MiB in float32
@@ -97,10 +98,16 @@ def apply_in_eigenbasis(vectors: Tensor, left: Tensor, right: Tensor, values: Te
     A few at a time, so that temporaries are small and their memory is used again.
     """
     result = torch.empty_like(vectors)
-    chunk = max(1, CHUNK_ELEMENTS // values.numel())
+    rows, width = values.shape
+    chunk = max(1, min(len(vectors), CHUNK_ELEMENTS // values.numel()))
+    left, right, values = aligned(left), aligned(right), aligned(values)
+    inner, outer = (aligned_empty(values, chunk, rows, width) for _ in range(2))
     for part, out in zip(vectors.split(chunk), result.split(chunk), strict=True):
-        rotated = left.T @ (part @ right)
-        torch.matmul(left, rotated.mul_(values) @ right.T, out=out)
+        x, y = inner[: len(part)], outer[: len(part)]
+        torch.mm(x.copy_(part).flatten(0, 1), right, out=y.flatten(0, 1))
+        torch.matmul(left.T, y, out=x)
+        torch.mm(x.mul_(values).flatten(0, 1), right.T, out=y.flatten(0, 1))
+        out.copy_(torch.matmul(left, y, out=x))
     return result
 
 
