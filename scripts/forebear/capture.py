@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from forebear.blocks import Block
 from forebear.datasets import IGNORED, Batch, Example
+from forebear.errors import ForebearError
 from forebear.memory import aligned_empty
 from forebear.training import sequence_losses
 
@@ -80,12 +81,27 @@ def capture(
     bias = {block.module: block.bias for block in blocks}
     with _recorded(model, list(bias)) as (inputs, outputs), torch.enable_grad():
         logits = model(batch.ids, use_cache=False).logits
+        if unused := [module for module in bias if module not in outputs]:
+            raise ForebearError(f"{', '.join(unused)}: not used by the model, so they cannot be tracked.")
         losses = sequence_losses(logits, labels(logits, batch))
         gradients = torch.autograd.grad(losses.sum(), [outputs[module] for module in bias])
-    activations = {
-        module: _with_one(inputs[module]) if has_bias else inputs[module] for module, has_bias in bias.items()
-    }
-    return Captured(activations, dict(zip(bias, gradients, strict=True)), losses.detach(), batch.positions)
+    activations, by_sequence = {}, {}
+    for (module, has_bias), gradient in zip(bias.items(), gradients, strict=True):
+        a = _by_sequence(inputs[module], batch, module)
+        activations[module] = _with_one(a) if has_bias else a
+        by_sequence[module] = _by_sequence(gradient, batch, module)
+    return Captured(activations, by_sequence, losses.detach(), batch.positions)
+
+
+def _by_sequence(vectors: Tensor, batch: Batch, module: str) -> Tensor:
+    """[B, T, D] from what a map saw; some models (OPT's MLP) run all positions of a batch as [B·T, D]."""
+    sequences, length = batch.ids.shape
+    if vectors.numel() != sequences * length * vectors.shape[-1]:
+        raise ForebearError(
+            f"{module}: saw a tensor of shape {tuple(vectors.shape)} in a batch of {sequences} sequences of {length} "
+            "tokens; only maps that see every position once can be tracked."
+        )
+    return vectors.reshape(sequences, length, -1)
 
 
 def _with_one(activations: Tensor) -> Tensor:
@@ -108,6 +124,8 @@ def _recorded(model: nn.Module, modules: Sequence[str]) -> Iterator[tuple[dict[s
 
     def record(module: str):
         def hook(_, args, output):
+            if module in inputs:
+                raise ForebearError(f"{module}: is used more than once in a pass, so it cannot be tracked.")
             inputs[module] = args[0].detach()
             outputs[module] = output
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from forebear.blocks import Block, tracked_blocks
+from forebear.blocks import Block, summary, tracked_blocks
 from forebear.checkpoints import device_for, load_model, load_tokenizer
 from forebear.datasets import Example, encode, number_of_positions, read_records
 from forebear.manifests import point_digests
@@ -39,4 +39,6 @@ def open_point(
     digests = point_digests(manifest, records)
     model = load_model(directory).to(device_for(gpus))
     examples = encode(read_records(records), load_tokenizer(directory), max_length, end=end)
-    return Point(model, tracked_blocks(model, split_heads), examples, digests)
+    blocks = tracked_blocks(model, split_heads)
+    print(summary(model, blocks))
+    return Point(model, blocks, examples, digests)

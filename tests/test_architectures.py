@@ -1,0 +1,220 @@
+"""Every family of models: gradients against autograd, heads, padding, and what is printed of its blocks."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from conftest import VOCABULARY, random_examples, unpadded_loss
+from forebear.blocks import block_table, factor_elements, summary, tracked_blocks
+from forebear.capture import capture
+from forebear.datasets import IGNORED, Batch, collate
+from forebear.errors import ForebearError
+from forebear.scoring import sequence_gradients
+
+SMALL = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 12,
+    "max_position_embeddings": 32,
+}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+FAMILIES = {
+    "gpt_neox": {**SMALL, "model_type": "gpt_neox"},
+    "bloom": {"model_type": "bloom", "hidden_size": 8, "n_layer": 2, "n_head": 4},
+    "gpt2": {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 4, "n_inner": 12, "n_positions": 32},
+    "opt": {**SMALL, "model_type": "opt", "word_embed_proj_dim": 8, "ffn_dim": 12},
+    "llama": {**GROUPED, "model_type": "llama"},
+    "llama_with_bias": {**GROUPED, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama_tied": {**GROUPED, "model_type": "llama", "tie_word_embeddings": True},
+    "qwen2": {**GROUPED, "model_type": "qwen2"},
+    "mistral": {**GROUPED, "model_type": "mistral", "head_dim": 6, "sliding_window": 4},
+}
+# The map that reads the heads' values side by side, in layer 0.
+OUTPUT_MAPS = {
+    "gpt_neox": "gpt_neox.layers.0.attention.dense",
+    "bloom": "transformer.h.0.self_attention.dense",
+    "gpt2": "transformer.h.0.attn.c_proj",
+    "opt": "model.decoder.layers.0.self_attn.out_proj",
+}
+
+
+def build(options: dict) -> nn.Module:
+    """A float64 model whose weights, biases and norms are all far from their initial values."""
+    options = dict(options)
+    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.for_model(options.pop("model_type"), **options, **tokens)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.35 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return build(FAMILIES[family])
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return random_examples(3, lengths=[6, 2, 9, 5], prompts=[3, 1, 6, 4])
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def true_gradients(model, modules, example) -> dict[str, torch.Tensor]:
+    """module → [O, I], differentiated with respect to the stored parameters."""
+    maps = {module: model.get_submodule(module.replace("/", ".")) for module in modules}
+    parameters = {(m, name): p for m, linear in maps.items() for name, p in linear.named_parameters()}
+    gradients = torch.autograd.grad(unpadded_loss(model, example), list(parameters.values()))
+    named = dict(zip(parameters, gradients, strict=True))
+    result = {}
+    for module, linear in maps.items():
+        weight = named[module, "weight"].T if isinstance(linear, Conv1D) else named[module, "weight"]
+        columns = [weight, named[module, "bias"][:, None]] if (module, "bias") in named else [weight]
+        result[module] = torch.cat(columns, 1)
+    return result
+
+
+@pytest.mark.parametrize("split_heads", [False, True])
+def test_gradients_equal_those_of_the_stored_parameters(model, examples, split_heads):
+    blocks = tracked_blocks(model, split_heads)
+    captured = capture(model, blocks, collate(examples, range(len(examples))))
+    expected = [true_gradients(model, {block.module for block in blocks}, example) for example in examples]
+    for block in blocks:
+        rows = torch.stack([gradients[block.module][block.rows] for gradients in expected])
+        assert rows.shape[1:] == block.shape
+        assert rows.abs().max() > 1e-3
+        assert_close(sequence_gradients(captured, block), rows)
+
+
+def test_all_maps_of_the_layers_are_tracked_and_nothing_else(family, model):
+    blocks = tracked_blocks(model)
+    layer = model.get_submodule(blocks[0].module.replace("/", ".").rpartition(".0.")[0])[0]
+    matrices = [p for p in layer.parameters() if p.ndim == 2]
+    assert len(blocks) == 2 * len(matrices)
+    assert {block.kind for block in blocks} == {"attention", "mlp"}
+    assert {block.bias for block in blocks} == {family not in ("llama", "llama_tied", "mistral")} or family == "qwen2"
+    parameters = sum(block.shape[0] * block.shape[1] for block in blocks)
+    norms = sum(p.numel() for name, p in layer.named_parameters() if "norm" in name or "ln_" in name)
+    assert parameters == 2 * (sum(p.numel() for p in layer.parameters()) - norms)
+
+
+def test_heads_partition_their_maps(model):
+    whole = {block.module: block for block in tracked_blocks(model)}
+    heads, shared = model.config.num_attention_heads, getattr(model.config, "num_key_value_heads", None)
+    split = [block for block in tracked_blocks(model, split_heads=True) if block.name not in whole]
+    assert len(split) == 2 * (heads + 2 * (shared or heads))
+    for module in {block.module for block in split}:
+        rows = sorted((b.rows.start, b.rows.stop) for b in split if b.module == module)
+        edges = [0, *(stop for _, stop in rows)]
+        assert [start for start, _ in rows] == edges[:-1]
+        assert edges[-1] == whole[module].shape[0]
+
+
+def head_outputs(family: str, model: nn.Module, factors: dict[str, float]) -> torch.Tensor:
+    """What layer 0's heads hand to its output map, [T, heads, size], after scaling some heads' parameters."""
+    model = copy.deepcopy(model)
+    seen = []
+    with torch.no_grad():
+        for block in tracked_blocks(model, split_heads=True):
+            factor = factors.get(block.name.rpartition("/")[2], 1.0) if "/0/" in block.name else 1.0
+            linear = model.get_submodule(block.module.replace("/", "."))
+            (linear.weight.T if isinstance(linear, Conv1D) else linear.weight)[block.rows] *= factor
+            if block.bias:
+                linear.bias[block.rows] *= factor
+        output_map = model.get_submodule(OUTPUT_MAPS.get(family, "model.layers.0.self_attn.o_proj"))
+        output_map.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+        model(torch.arange(6)[None])
+    return seen[0].unflatten(-1, (model.config.num_attention_heads, -1))
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_heads_are_the_rows_that_they_read(family, model, shared):
+    """A head is linear in its values, and only the product of its queries and keys counts."""
+    heads = model.config.num_attention_heads
+    group = heads // (getattr(model.config, "num_key_value_heads", None) or heads)
+    readers = list(range(shared * group, (shared + 1) * group))
+    expected = head_outputs(family, model, {})
+    expected[:, readers] *= 3
+    queries = {f"q{h}": 2.0 for h in readers}
+    assert_close(head_outputs(family, model, {f"v{shared}": 3}), expected)
+    assert_close(head_outputs(family, model, {**queries, f"k{shared}": 0.5, f"v{shared}": 3}), expected)
+    hotter = head_outputs(family, model, {f"q{readers[0]}": 2.0, f"v{shared}": 3})
+    others = [h for h in range(heads) if h != readers[0]]
+    assert_close(hotter[:, others], expected[:, others])
+    assert (hotter[:, readers[0]] - expected[:, readers[0]]).abs().max() > 1e-3
+
+
+def test_padding_changes_nothing(model, examples):
+    """Longer padding, of another token, leaves activations and gradients of real positions as they were."""
+    blocks = tracked_blocks(model)
+    for index, example in enumerate(examples):
+        alone = collate(examples, [index])
+        width, extra = len(example.ids), 4
+        padded = Batch(
+            alone.indices,
+            nn.functional.pad(alone.ids, (0, extra), value=VOCABULARY - 1),
+            nn.functional.pad(alone.labels, (0, extra), value=IGNORED),
+            nn.functional.pad(alone.positions, (0, extra), value=False),
+        )
+        short, long = capture(model, blocks, alone), capture(model, blocks, padded)
+        for block in blocks:
+            for of_short, of_long in zip(short.block(block), long.block(block), strict=True):
+                assert_close(of_long[:, :width], of_short)
+            assert not long.block(block)[1][:, width:].any()
+            assert not long.positions[:, width:].any()
+
+
+def test_an_unknown_architecture_is_tracked_by_its_linear_maps(examples):
+    model = build({**SMALL, "model_type": "phi"})
+    blocks = tracked_blocks(model)
+    captured = capture(model, blocks, collate(examples, range(len(examples))))
+    expected = [true_gradients(model, {block.module for block in blocks}, example) for example in examples]
+    for block in blocks:
+        assert_close(sequence_gradients(captured, block), torch.stack([g[block.module] for g in expected]))
+    assert "PhiForCausalLM: 12 blocks of 12 linear maps are tracked" in summary(model, blocks)
+    with pytest.raises(ForebearError, match="how phi lays out its heads is not known"):
+        tracked_blocks(model, split_heads=True)
+
+
+def test_a_map_that_is_used_twice_is_refused(examples):
+    model = build(FAMILIES["gpt_neox"])
+    layers = model.gpt_neox.layers
+    layers[0].mlp.forward = lambda x, mlp=layers[0].mlp: mlp.dense_4h_to_h(mlp.dense_h_to_4h(x) + mlp.dense_h_to_4h(x))
+    with pytest.raises(ForebearError, match="dense_h_to_4h: is used more than once"):
+        capture(model, tracked_blocks(model), collate(examples, [0]))
+
+
+def test_factors_of_heads_count_the_shared_activations_once():
+    model = build(FAMILIES["gpt2"])
+    whole, split = tracked_blocks(model)[0], tracked_blocks(model, split_heads=True)[:12]
+    assert factor_elements([whole]) == [24**2 + 24 * 9 + 9**2]
+    assert sum(factor_elements(split)) == 12 * (2**2 + 2 * 9) + 9**2
+    assert block_table([whole]).splitlines()[1].split()[1:6] == ["attention", "24", "9", "yes", "216"]
+
+
+def test_the_table_of_a_folder_needs_no_weights(tmp_path):
+    build(FAMILIES["qwen2"]).config.save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "forebear.blocks", str(tmp_path)]
+    shown = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    assert "model/layers/0/self_attn/q_proj" in shown
+    assert "14 blocks of 14 linear maps" in shown
+    refused = subprocess.run([*command[:-1], str(tmp_path / "none")], text=True, capture_output=True, check=False)
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
