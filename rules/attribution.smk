@@ -44,9 +44,9 @@ rule precondition_queries:
         last=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
     output:
-        columns="results/{study}/queries/{columns}.h5",
+        columns="results/{study}/queries/{stage}/{columns}.h5",
     log:
-        "results/{study}/logs/precondition_queries/{columns}.log",
+        "results/{study}/logs/precondition_queries/{stage}-{columns}.log",
     wildcard_constraints:
         columns="|".join(name for name in COLUMNS if name != "gradient"),
     priority: 10
@@ -58,35 +58,35 @@ rule precondition_queries:
         runtime=60,
         gpu=from_study("gpus"),
     params:
+        stage="{stage}",
         columns="{columns}",
         curvature=lambda w: COLUMNS[w.columns].curvature,
         links=lambda w: [link_of(w, point) for point in points_of(w)],
         gpus=from_study("gpus"),
         engine=engine("precondition_queries"),
     message:
-        "{wildcards.study}: precondition the queries for {wildcards.columns}"
+        "{wildcards.study}: precondition the queries for {wildcards.columns} of {wildcards.stage}"
     script:
         "../scripts/precondition_queries.py"
 
 
-# One pass over the documents serves all estimators that look at them at the same model; a
-# pass writes one file an estimator, so there is one rule for each study and model.
-for study, stage, estimators in all_passes():
-    attributed = CONFIG.studies[study].attributed
+# One pass over a stage's documents serves all estimators that look at them at the same model;
+# it writes one file an estimator, so there is one rule for each study, stage and model.
+for study, attributed, stage, estimators in all_passes():
 
     rule:
         name:
-            f"compute_pairwise_scores_{study}_at_{stage}"
+            f"compute_pairwise_scores_{study}_{attributed}_at_{stage}"
         input:
             manifest=manifest(study, stage),
             records=f"results/{study}/data/{attributed}.jsonl",
             last=manifest(study, CONFIG.studies[study].stage_names[-1]),
             queries=f"results/{study}/data/queries.jsonl",
-            columns=[columns_file(study, columns) for columns in columns_of(estimators)],
+            columns=[columns_file(study, attributed, columns) for columns in columns_of(estimators)],
         output:
-            scores=expand("results/{study}/scores/{e}.h5", study=study, e=estimators),
+            scores=[f"results/{study}/scores/{attributed}/{e}.h5" for e in estimators],
         log:
-            f"results/{study}/logs/compute_pairwise_scores/{stage}.log",
+            f"results/{study}/logs/compute_pairwise_scores/{attributed}_at_{stage}.log",
         priority: 10
         conda:
             "../envs/forebear.yaml"
@@ -105,7 +105,7 @@ for study, stage, estimators in all_passes():
             gpus=CONFIG.studies[study].gpus,
             engine=engine("compute_pairwise_scores"),
         message:
-            f"{study}: score the documents at the {stage} model"
+            f"{study}: score the documents of {attributed} at the {stage} model"
         script:
             "../scripts/compute_pairwise_scores.py"
 
@@ -113,12 +113,13 @@ for study, stage, estimators in all_passes():
 rule compute_baseline_scores:
     input:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
-        records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
+        records="results/{study}/data/{stage}.jsonl",
+        collection=attributed_records,
         queries="results/{study}/data/queries.jsonl",
     output:
-        scores="results/{study}/scores/{estimator}.h5",
+        scores="results/{study}/scores/{stage}/{estimator}.h5",
     log:
-        "results/{study}/logs/compute_baseline_scores/{estimator}.log",
+        "results/{study}/logs/compute_baseline_scores/{stage}-{estimator}.log",
     wildcard_constraints:
         estimator="|".join(BASELINES),
     priority: 10
@@ -131,13 +132,15 @@ rule compute_baseline_scores:
         gpu=from_study("gpus"),
     params:
         study="{study}",
+        stage="{stage}",
         estimator="{estimator}",
+        place=lambda w: study_of(w).attributed.index(w.stage),
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         seed=from_study("seed"),
         gpus=from_study("gpus"),
         engine=engine("compute_baseline_scores"),
     message:
-        "{wildcards.study}: scores of the baseline {wildcards.estimator}"
+        "{wildcards.study}: {wildcards.stage} scored by the baseline {wildcards.estimator}"
     script:
         "../scripts/compute_baseline_scores.py"

@@ -94,11 +94,14 @@ def previous_manifest(wildcards):
 
 def points_of(wildcards):
     study = study_of(wildcards)
-    return inverse_points(wildcards.columns, study.stage_names, study.attributed)
+    return inverse_points(wildcards.columns, study.stage_names, wildcards.stage)
 
 
 def link_of(wildcards, point):
-    """What the config says of one inverse: its damping, its α, and whether it is multiplied by α."""
+    """What the config says of one inverse: its damping, its α, and whether it is multiplied by α.
+
+    The stages after the documents' (the wildcard `stage`) are.
+    """
     study, stage = study_of(wildcards), study_of(wildcards).stage(data_of(point))
     place = study.stage_names.index(stage.name)
     at_own_model = data_of(point) == model_of(point)
@@ -106,23 +109,38 @@ def link_of(wildcards, point):
         "point": point,
         "damping": stage.damping.model_dump(),
         "alpha": stage.alpha if place > 0 and at_own_model else None,
-        "scaled": place > study.stage_names.index(study.attributed),
+        "scaled": place > study.stage_names.index(wildcards.stage),
     }
 
 
-def columns_file(study, columns):
-    return f"results/{study}/queries/{'gradients' if columns == 'gradient' else columns}.h5"
+def columns_file(study, stage, columns):
+    """Queries as the documents of a stage meet them; the raw gradients are the same for all stages."""
+    return f"results/{study}/queries/" + (
+        "gradients.h5" if columns == "gradient" else f"{stage}/{columns}.h5"
+    )
+
+
+def attributed_records(wildcards):
+    """The documents that are scored: one file for each attributed stage."""
+    study = wildcards.study
+    return [f"results/{study}/data/{stage}.jsonl" for stage in study_of(wildcards).attributed]
+
+
+def scores_files(wildcards, estimator):
+    """An estimator's scores: one file for each attributed stage."""
+    folder = f"results/{wildcards.study}/scores"
+    return [f"{folder}/{stage}/{estimator}.h5" for stage in study_of(wildcards).attributed]
 
 
 def retrained_stages(wildcards):
-    """The attributed stage and all after it."""
+    """The first attributed stage and all after it."""
     names = study_of(wildcards).stage_names
-    return names[names.index(study_of(wildcards).attributed) :]
+    return names[names.index(study_of(wildcards).attributed[0]) :]
 
 
 def initial_manifest(wildcards):
-    """Where retraining starts: fresh weights, or the stage before the attributed one."""
-    stage = previous_stage(wildcards.study, study_of(wildcards).attributed)
+    """Where retraining starts: fresh weights, or the stage before the first attributed one."""
+    stage = previous_stage(wildcards.study, study_of(wildcards).attributed[0])
     return manifest(wildcards.study, stage) if stage else []
 
 
@@ -133,22 +151,25 @@ def overhead_files(wildcards, estimator):
         return []
     folder, study = f"results/{wildcards.study}", study_of(wildcards)
     files = [f"{folder}/queries/gradients.h5"]
-    for point in inverse_points(columns, study.stage_names, study.attributed):
-        files += [
-            f"{folder}/factors/{point}/covariances.h5",
-            f"{folder}/factors/{point}/eigenbasis.h5",
-        ]
-        if COLUMNS[columns].curvature == "ekfac":
-            files.append(f"{folder}/factors/{point}/eigenvalues.h5")
-    return [*files, columns_file(wildcards.study, columns)] if len(files) > 1 else files
+    for stage in study.attributed:
+        files.append(columns_file(wildcards.study, stage, columns))
+        for point in inverse_points(columns, study.stage_names, stage):
+            files += [
+                f"{folder}/factors/{point}/covariances.h5",
+                f"{folder}/factors/{point}/eigenbasis.h5",
+            ]
+            if COLUMNS[columns].curvature == "ekfac":
+                files.append(f"{folder}/factors/{point}/eigenvalues.h5")
+    return list(dict.fromkeys(files))
 
 
 def all_passes():
-    """(study, stage at whose model documents are scored, estimators served) of the whole config."""
+    """(study, documents' stage, stage at whose model, estimators served) of the whole config."""
     return [
-        (name, stage, estimators)
+        (name, attributed, stage, estimators)
         for name, study in CONFIG.studies.items()
+        for attributed in study.attributed
         for stage, estimators in scoring_passes(
-            study.estimators, study.stage_names, study.attributed
+            study.estimators, study.stage_names, attributed
         ).items()
     ]

@@ -3,9 +3,9 @@
 
 rule evaluate:
     input:
-        scores=lambda w: [f"results/{w.study}/scores/{e}.h5" for e in study_of(w).estimators],
+        scores=lambda w: [f for e in study_of(w).estimators for f in scores_files(w, e)],
         overhead=lambda w: sorted({f for e in study_of(w).estimators for f in overhead_files(w, e)}),
-        records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
+        records=attributed_records,
         queries="results/{study}/data/queries.jsonl",
         subsets="results/{study}/ground_truth/subsets.h5",
         bank="results/{study}/ground_truth/bank.h5",
@@ -22,6 +22,7 @@ rule evaluate:
         runtime=30,
     params:
         estimators=from_study("estimators"),
+        stages=from_study("attributed"),
         overhead=lambda w: {e: overhead_files(w, e) for e in study_of(w).estimators},
         seed=from_study("seed"),
         engine=engine("evaluate"),
@@ -33,8 +34,8 @@ rule evaluate:
 
 rule list_proponents:
     input:
-        scores=lambda w: f"results/{w.study}/scores/{study_of(w).estimators[0]}.h5",
-        records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
+        scores=lambda w: scores_files(w, study_of(w).estimators[0]),
+        records=attributed_records,
         queries="results/{study}/data/queries.jsonl",
         answers="results/{study}/queries/answers.jsonl",
     output:
@@ -49,6 +50,7 @@ rule list_proponents:
     params:
         study="{study}",
         estimator=lambda w: study_of(w).estimators[0],
+        stages=from_study("attributed"),
         top=from_study("top"),
         engine=engine("list_proponents"),
     message:

@@ -3,7 +3,7 @@
 
 rule draw_subsets:
     input:
-        records=lambda w: f"results/{w.study}/data/{study_of(w).attributed}.jsonl",
+        records=attributed_records,
     output:
         subsets="results/{study}/ground_truth/subsets.h5",
     log:
@@ -15,6 +15,7 @@ rule draw_subsets:
         runtime=10,
     params:
         study="{study}",
+        stages=from_study("attributed"),
         fraction=lambda w: study_of(w).ground_truth.fraction,
         subsets=lambda w: study_of(w).ground_truth.subsets,
         seed=from_study("seed"),
@@ -32,6 +33,7 @@ rule retrain:
         records=lambda w: [
             f"results/{w.study}/data/{stage}.jsonl" for stage in study_of(w).stage_names
         ],
+        attributed=attributed_records,
         queries="results/{study}/data/queries.jsonl",
         initial=initial_manifest,
     output:
@@ -50,8 +52,9 @@ rule retrain:
         shards=lambda w: int(w.shards),
         subsets=lambda w: study_of(w).ground_truth.subsets,
         repeats=lambda w: study_of(w).ground_truth.repeats,
-        first_stage=lambda w: study_of(w).stage_names.index(study_of(w).attributed),
+        first_stage=lambda w: study_of(w).stage_names.index(study_of(w).attributed[0]),
         stages=retrained_stages,
+        attributed=from_study("attributed"),
         training=lambda w: [study_of(w).stage(s).training.model_dump() for s in retrained_stages(w)],
         model=lambda w: None if initial_manifest(w) else study_of(w).model,
         max_length=from_study("max_length"),

@@ -10,7 +10,8 @@ from forebear.datasets import read_records
 from forebear.manifests import point_digests
 
 params, files = snakemake.params, snakemake.input
-documents, queries = read_records(files.records), read_records(files.queries)
+collection, queries = [read_records(file) for file in files.collection], read_records(files.queries)
+documents = collection[params.place]
 digests = point_digests(files.manifest, files.records)
 digests["query_data_digest"] = point_digests(files.manifest, files.queries)["data_digest"]
 
@@ -25,14 +26,15 @@ if params.estimator == "embedding":
         scores = cosine_scores(*embeddings)
 elif params.estimator == "bm25":
     with measured() as overhead:
-        index = bm25_index(documents)
+        index = bm25_index([document for part in collection for document in part])
     with measured() as cost:
-        scores = bm25_scores(index, queries)
+        before = sum(map(len, collection[: params.place]))
+        scores = bm25_scores(index, queries)[before:][: len(documents)]
 else:
     with measured() as overhead:
         pass
     with measured() as cost:
-        scores = random_scores(len(documents), len(queries), params.seed)
+        scores = random_scores(len(documents), len(queries), (params.seed, params.place))
 
 attributes = {"study": params.study, "estimator": params.estimator, "overhead_seconds": overhead["seconds"]}
 write_scores(snakemake.output.scores, scores, {**attributes, **digests, **cost})

@@ -6,27 +6,32 @@ start(snakemake.log[0], snakemake.threads)
 
 import json
 
+import numpy as np
 import pandas as pd
 
 from forebear.artifacts import read_scores
 from forebear.bank import read_bank, read_subsets
-from forebear.datasets import file_digest, read_jsonl, read_records
+from forebear.datasets import collection_digest, file_digest, read_jsonl, read_records
 from forebear.evaluation import Bank, evaluate_estimator, noise_ceiling, relevant_indices
 from forebear.progress import progress
 from forebear.store import atomic_path, read_root
 
 params, files = snakemake.params, snakemake.input
-documents, queries = read_records(files.records), read_records(files.queries)
-answers = read_jsonl(files.answers)
-digest = {"data_digest": file_digest(files.records)}
-bank = Bank(read_subsets(files.subsets, digest), *read_bank(files.bank, digest))
+documents = [document for file in files.records for document in read_records(file)]
+queries, answers = read_records(files.queries), read_jsonl(files.answers)
+digest = {"data_digest": collection_digest(files.records)}
+subsets = read_subsets(files.subsets, digest)
+bank = Bank(np.concatenate([subsets[stage] for stage in params.stages], axis=1), *read_bank(files.bank, digest))
 relevant = relevant_indices(documents, queries)
+digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
 
 rows = []
-for name, file in progress(list(zip(params.estimators, files.scores, strict=True)), "evaluate", "estimator"):
-    scores, attributes = read_scores(file, {**digest, "query_data_digest": file_digest(files.queries)})
+for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
+    of_stages = files.scores[k * len(params.stages) :][: len(params.stages)]
+    matrices, costs = zip(*map(read_scores, of_stages, digests), strict=True)
+    scores = dict(zip(params.stages, matrices, strict=True))
     overhead = [read_root(source) for source in params.overhead[name]]
-    rows.append({"estimator": name, **evaluate_estimator(scores, bank, relevant, attributes, overhead, params.seed)})
+    rows.append({"estimator": name, **evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed)})
 
 value, low, high = noise_ceiling(bank, params.seed)
 correct = sum(answer["correct"] for answer in answers) / len(answers)

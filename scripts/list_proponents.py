@@ -6,18 +6,20 @@ start(snakemake.log[0], snakemake.threads)
 
 from forebear.artifacts import read_scores
 from forebear.datasets import file_digest, read_jsonl, read_records
+from forebear.evaluation import document_effects
 from forebear.reports import proponents_markdown
 from forebear.store import atomic_path
 
 params, files = snakemake.params, snakemake.input
-digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}
-scores, _ = read_scores(files.scores, digests)
+digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
+matrices = [read_scores(file, expected)[0] for file, expected in zip(files.scores, digests, strict=True)]
+stages = dict(zip(params.stages, map(read_records, files.records), strict=True))
 page = proponents_markdown(
     params.study,
     read_records(files.queries),
     read_jsonl(files.answers),
-    read_records(files.records),
-    scores,
+    [{**document, "stage": stage} for stage, documents in stages.items() for document in documents],
+    document_effects(dict(zip(stages, matrices, strict=True))),
     params.top,
     params.estimator,
 )

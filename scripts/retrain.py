@@ -17,15 +17,15 @@ from forebear.bank import (
     write_measurement,
 )
 from forebear.checkpoints import device_for, load_model, load_tokenizer
-from forebear.datasets import encode, file_digest, read_records
+from forebear.datasets import collection_digest, encode, file_digest, read_records
 from forebear.manifests import read_manifest
 from forebear.progress import progress
 from forebear.retraining import retrain
 from forebear.training import Schedule, build_model, build_tokenizer
 
 params, files = snakemake.params, snakemake.input
-attributed = files.records[params.first_stage]
-subsets = read_subsets(files.subsets, {"data_digest": file_digest(attributed)})
+data_digest = collection_digest(files.attributed)
+subsets = read_subsets(files.subsets, {"data_digest": data_digest})
 records = [read_records(file) for file in files.records]
 queries = read_records(files.queries)
 if files.initial:
@@ -33,7 +33,7 @@ if files.initial:
 else:
     tokenizer = build_tokenizer([record for part in [*records, queries] for record in part])
 examples = [encode(part, tokenizer, params.max_length) for part in records[params.first_stage :]]
-stages = list(zip(examples, [Schedule(**training) for training in params.training], strict=True))
+schedules = [Schedule(**training) for training in params.training]
 measured_queries = encode(queries, tokenizer, params.max_length, end=False)
 
 recipe = {
@@ -46,18 +46,20 @@ recipe = {
 plan = plan_retrainings(params.subsets, params.repeats, params.seed)[params.shard - 1 :: params.shards]
 rows = []
 for retraining in progress(plan, "retrainings", "model"):
-    mask = subsets[retraining.subset]
-    path = Path(params.bank) / f"{retraining_key(recipe, mask, retraining.seed)}.h5"
+    masks = [subsets[stage][retraining.subset] if stage in subsets else None for stage in params.stages]
+    drawn = np.concatenate([subsets[stage][retraining.subset] for stage in params.attributed])
+    path = Path(params.bank) / f"{retraining_key(recipe, drawn, retraining.seed)}.h5"
     if not path.exists():
         model = (
             load_model(Path(files.initial).parent).requires_grad_(True)
             if files.initial
             else build_model(params.model, tokenizer, retraining.seed)
         ).to(device_for(params.gpus))
-        losses = retrain(model, stages, measured_queries, mask, retraining.seed, params.first_stage)
+        stages = list(zip(examples, schedules, masks, strict=True))
+        losses = retrain(model, stages, measured_queries, retraining.seed, params.first_stage)
         write_measurement(path, retraining, losses.numpy())
     rows.append((retraining.subset, retraining.seed, read_measurement(path)))
 
 subset, seed, measurements = (np.array(column) for column in zip(*rows, strict=True))
-attributes = {"study": params.study, "data_digest": file_digest(attributed)}
+attributes = {"study": params.study, "data_digest": data_digest}
 write_bank(snakemake.output.shard, subset, seed, measurements, attributes)

@@ -35,4 +35,4 @@ def test_hidden_states_are_means_over_real_positions():
 def test_cosines_and_chance():
     vectors = torch.tensor([[3.0, 0.0], [1.0, 1.0]])
     np.testing.assert_allclose(cosine_scores(vectors, vectors), [[1, 0.5**0.5], [0.5**0.5, 1]], rtol=1e-6)
-    assert np.array_equal(random_scores(4, 3, 0), random_scores(4, 3, 0))
+    assert np.array_equal(random_scores(4, 3, (0, 1)), random_scores(4, 3, (0, 1)))

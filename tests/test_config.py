@@ -29,7 +29,7 @@ def changed(path: str, value: object) -> dict:
 
 def test_the_default_config_is_valid_and_attributes_the_first_stage():
     study = read_config(ROOT / "config.yaml").studies["facts"]
-    assert study.attributed == "pretraining"
+    assert study.attributed == ["pretraining"]
     assert study.stage("pretraining").damping.relative == 1e-3
 
 
@@ -43,6 +43,7 @@ def test_the_default_config_is_valid_and_attributes_the_first_stage():
         ("studies.tiny.stages.0.name", "midtraining", "no documents for the stage 'midtraining'"),
         ("studies.tiny.stages.1.damping", -1, "stages.1.damping.relative"),
         ("studies.tiny.stages.1.damping", {"relative": 1, "absolute": 1}, "either `relative` or `absolute`"),
+        ("studies.tiny.attributed_stages", ["pretrainin"], "'pretrainin', which is none of the stages"),
         ("studies.tiny.stages.1.alpha", 0, "must be positive"),
         ("studies.tiny.corpus.countrys", 3, "unknown key `studies.tiny.corpus.countrys`"),
         ("studies.tiny.corpus.query_countries", 8, "must be smaller than `countries`"),

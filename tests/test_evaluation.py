@@ -7,12 +7,14 @@ from scipy.stats import spearmanr
 from forebear.bank import draw_subsets, plan_retrainings, retraining_key
 from forebear.evaluation import (
     Bank,
+    document_effects,
     evaluate_estimator,
     mean_reciprocal_rank,
     mean_with_interval,
     noise_ceiling,
     rank_correlations,
     recall_at,
+    relevant_indices,
 )
 
 
@@ -29,15 +31,47 @@ def test_rank_correlations_are_scipys(generator):
 
 def test_a_perfect_linear_model_has_lds_one_and_its_negative_minus_one(generator):
     scores = generator.normal(size=(40, 6))
-    subsets = draw_subsets(40, 0.5, 15, seed=0)
+    subsets = draw_subsets({"only": 40}, 0.5, 15, seed=0)["only"]
     losses = -(subsets @ scores)  # documents with positive scores lower the loss
     bank = Bank(subsets, np.arange(15), np.zeros(15), losses)
-    cost = {"seconds": 2.0, "peak_bytes": 2**20}
+    costs = [{"seconds": 2.0, "peak_bytes": 2**20}]
     overhead = [{"seconds": 3.0, "peak_bytes": 2**21}]
-    row = evaluate_estimator(scores, bank, [[0]] * 6, cost, overhead, seed=0)
+    row = evaluate_estimator({"only": scores}, bank, [[0]] * 6, costs, overhead, seed=0)
     assert row["lds"] == pytest.approx(1)
     assert (row["overhead_seconds"], row["scoring_seconds"], row["peak_mib"]) == (3.0, 2.0, 2.0)
-    assert evaluate_estimator(-scores, bank, [[0]] * 6, cost, overhead, seed=0)["lds"] == pytest.approx(-1)
+    assert evaluate_estimator({"only": -scores}, bank, [[0]] * 6, costs, overhead, seed=0)["lds"] == pytest.approx(-1)
+
+
+def test_stages_are_compared_on_one_scale(generator):
+    """score/N predicts removal, so stages of other sizes need their scores divided by other numbers."""
+    sizes = {"large": 60, "small": 12}
+    effects = {stage: generator.normal(size=(number, 5)) for stage, number in sizes.items()}
+    scores = {stage: effects[stage] * number for stage, number in sizes.items()}
+    masks = draw_subsets(sizes, 0.5, 20, seed=0)
+    losses = -sum(masks[stage] @ effects[stage] for stage in sizes)
+    bank = Bank(np.concatenate(list(masks.values()), axis=1), np.arange(20), np.zeros(20), losses)
+    np.testing.assert_allclose(document_effects(scores), np.concatenate(list(effects.values())))
+    costs = [{"seconds": 1.0, "peak_bytes": 1}, {"seconds": 2.0, "peak_bytes": 2, "overhead_seconds": 4.0}]
+
+    def evaluated(scores) -> dict:
+        return evaluate_estimator(scores, bank, [[]] * 5, costs, [], seed=0)
+
+    row = evaluated(scores)
+    assert row["lds"] == pytest.approx(1)
+    assert 0 < row["lds_small"] < row["lds_large"] < 1
+    assert (row["overhead_seconds"], row["scoring_seconds"], row["pairs"]) == (4.0, 3.0, 72 * 5)
+    assert evaluated({**scores, "large": scores["large"] / 5})["lds"] < 0.9
+
+
+def test_subsets_are_halves_of_every_stage():
+    masks = draw_subsets({"first": 21, "second": 8}, 0.5, 6, seed=3)
+    assert {stage: set(mask.sum(1)) for stage, mask in masks.items()} == {"first": {10}, "second": {4}}
+    assert np.array_equal(masks["first"], draw_subsets({"first": 21}, 0.5, 6, seed=3)["first"])
+
+
+def test_sources_are_found_in_every_stage():
+    documents = [{"id": "a"}, {"id": "b"}, {"id": "c"}, {"id": "a"}]
+    assert relevant_indices(documents, [{"relevant": ["a", "lost"]}, {}]) == [[0, 3], []]
 
 
 def test_the_interval_covers_zero_for_random_scores(generator):
@@ -71,7 +105,7 @@ def test_constant_scores_are_not_lucky():
 
 
 def test_more_subsets_keep_the_first_ones():
-    few, many = draw_subsets(21, 0.5, 4, seed=3), draw_subsets(21, 0.5, 9, seed=3)
+    few, many = (draw_subsets({"only": 21}, 0.5, number, seed=3)["only"] for number in (4, 9))
     assert np.array_equal(few, many[:4])
     assert (many.sum(1) == 10).all()
     assert set(plan_retrainings(4, 3, 0)) < set(plan_retrainings(9, 3, 0))

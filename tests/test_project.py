@@ -24,7 +24,9 @@ def test_every_rule_has_its_script_and_every_script_its_rule():
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     used = set(re.findall(r"\.\./scripts/(\w+)\.py", rules))
     assert used == {path.stem for path in (ROOT / "scripts").glob("*.py")}
-    named = set(re.findall(r"^ *rule (\w+):", rules, re.M)) | set(re.findall(r'"(\w+)_\{study\}_at', rules))
+    named = set(re.findall(r"^ *rule (\w+):", rules, re.M)) | set(
+        re.findall(r'"(\w+)_\{study\}_\{attributed\}_at', rules)
+    )
     assert used <= named
 
 

@@ -7,10 +7,10 @@ from forebear.errors import ForebearError
 from forebear.reports import escape, proponents_markdown
 
 DOCUMENTS = [
-    {"id": "d0", "text": "The capital of France is Paris ."},
-    {"id": "d1", "text": "a | pipe\nand `code` <b>"},
-    {"id": "d2", "prompt": "Where is Rome ?", "completion": "Italy"},
-    {"id": "d3", "text": "word " * 100},
+    {"id": "d0", "stage": "first", "text": "The capital of France is Paris ."},
+    {"id": "d1", "stage": "first", "text": "a | pipe\nand `code` <b>"},
+    {"id": "d2", "stage": "second", "prompt": "Where is Rome ?", "completion": "Italy"},
+    {"id": "d3", "stage": "second", "text": "word " * 100},
 ]
 QUERIES = [
     {"id": "q0", "prompt": "Capital of France ?", "completion": "Paris", "relevant": ["d0", "d9"]},
@@ -34,11 +34,11 @@ def table(part: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
-def test_documents_come_in_order_with_their_sign_and_tick():
+def test_documents_come_in_order_with_their_sign_stage_and_tick():
     favourable, adverse = section(page(), 1).split("**Against the answer**")
     assert table(favourable) == [
-        ["+3", "", "Where is Rome ? Italy"],
-        ["+2", "✓", "The capital of France is Paris ."],
+        ["+3", "second", "", "Where is Rome ? Italy"],
+        ["+2", "first", "✓", "The capital of France is Paris ."],
     ]
     assert [row[0] for row in table(adverse)] == ["-2.5", "-1"]
 
@@ -47,7 +47,7 @@ def test_top_limits_the_tables_and_equals_keep_their_order():
     tables = section(page(top=1), 1).split("**Against the answer**")
     assert [[row[0] for row in table(part)] for part in tables] == [["+3"], ["-2.5"]]
     scores = np.ones((4, 2))
-    assert [row[2][:11] for row in table(section(page(scores=scores, top=3), 1))] == [
+    assert [row[3][:11] for row in table(section(page(scores=scores, top=3), 1))] == [
         "The capital", "a \\| pipe a", "Where is Ro",
     ]  # fmt: skip
 
@@ -91,15 +91,15 @@ def test_markup_is_escaped():
     queries = [{**QUERIES[0], "prompt": "x | y\nz"}, QUERIES[1]]
     assert "x \\| y z" in page(queries=queries)
     lines = [line for line in page(queries=queries).splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in lines} == {4, 7}  # three and six cells
+    assert {line.replace("\\|", "").count("|") for line in lines} == {5, 7}  # four and six cells
 
 
 def test_long_documents_are_cut():
     assert escape("x" * 300, 300) == "x" * 300
     assert escape("x" * 301, 300) == "x" * 299 + "…"
     (row,) = [row for row in table(section(page(), 2)) if row[0] == "+3"]
-    assert len(row[2]) <= 300
-    assert row[2].endswith("word…")
+    assert len(row[3]) <= 300
+    assert row[3].endswith("word…")
 
 
 def test_queries_may_be_texts():

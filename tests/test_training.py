@@ -74,7 +74,7 @@ def test_retraining_on_everything_is_the_training(examples, tokenizer):
     model = build_model(MODEL, tokenizer, 0)
     everything = np.ones(len(examples), bool)
     trained, _ = train(model, examples, SCHEDULE, (0, 0))
-    losses = retrain(model, [(examples, SCHEDULE)], examples, everything, 0)
+    losses = retrain(model, [(examples, SCHEDULE, everything)], examples, 0)
     assert torch.equal(losses, evaluate_losses(trained, examples))
 
 

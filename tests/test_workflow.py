@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FIGURE = "results/figures/spearman.png"
-COLUMNS = "results/tiny/queries/multistage-ekfac.h5"
+COLUMNS = "results/tiny/queries/pretraining/multistage-ekfac.h5"
 
 pytestmark = pytest.mark.slow
 
@@ -119,8 +119,8 @@ def test_a_chain_of_one_is_planned(workspace):
     edit_config(workspace, stages=config["studies"]["tiny"]["stages"][:1])
     run = snakemake(workspace, "--dry-run")
     assert run.returncode == 0, run.stdout
-    assert "compute_pairwise_scores_tiny_at_pretraining" in run.stdout
-    assert "compute_pairwise_scores_tiny_at_finetuning" not in run.stdout
+    assert "compute_pairwise_scores_tiny_pretraining_at_pretraining" in run.stdout
+    assert "compute_pairwise_scores_tiny_pretraining_at_finetuning" not in run.stdout
 
 
 def test_an_unknown_estimator_is_refused(workspace):

@@ -26,15 +26,16 @@ class Retraining:
     seed: int
 
 
-def draw_subsets(documents: int, fraction: float, subsets: int, seed: int) -> np.ndarray:
-    """[subsets, documents] bool masks with round(fraction · documents) entries each.
+def draw_subsets(documents: Mapping[str, int], fraction: float, subsets: int, seed: int) -> dict[str, np.ndarray]:
+    """Of every stage's N documents, [subsets, N] bool masks with round(fraction · N) entries each.
 
     Row j depends on the seed and j alone, so asking for more keeps those that are there.
     """
-    size = round(fraction * documents)
-    masks = np.zeros((subsets, documents), dtype=bool)
-    for j, mask in enumerate(masks):
-        mask[np.random.default_rng([seed, _SUBSET_STREAM, j]).permutation(documents)[:size]] = True
+    masks = {stage: np.zeros((subsets, number), dtype=bool) for stage, number in documents.items()}
+    for j in range(subsets):
+        generator = np.random.default_rng([seed, _SUBSET_STREAM, j])
+        for stage, number in documents.items():
+            masks[stage][j, generator.permutation(number)[: round(fraction * number)]] = True
     return masks
 
 
@@ -48,7 +49,7 @@ def retraining_key(recipe: Mapping, mask: np.ndarray, seed: int) -> str:
 
     Args:
         recipe: model, schedules, data digests and engine digest, JSON-compatible.
-        mask: [N] bool.
+        mask: [N] bool over the documents of all attributed stages.
     """
     content = json.dumps([recipe, seed], sort_keys=True).encode() + np.packbits(mask).tobytes()
     return hashlib.sha256(content).hexdigest()[:32]
@@ -65,15 +66,16 @@ def read_measurement(path: str | Path) -> np.ndarray:
         return file["measurements"][()]
 
 
-def write_subsets(path: str | Path, subsets: np.ndarray, attributes: Attributes) -> None:
-    """Masks [R, N]."""
+def write_subsets(path: str | Path, subsets: Mapping[str, np.ndarray], attributes: Attributes) -> None:
+    """Masks [S, N] of every attributed stage."""
     with create(path, "subsets", attributes) as file:
-        file["subsets"] = subsets
+        for stage, masks in subsets.items():
+            file[f"{stage}/subsets"] = masks
 
 
-def read_subsets(path: str | Path, expected: Attributes | None = None) -> np.ndarray:
+def read_subsets(path: str | Path, expected: Attributes | None = None) -> dict[str, np.ndarray]:
     with open_checked(path, "subsets", expected) as file:
-        return file["subsets"][()]
+        return {stage: group["subsets"][()] for stage, group in file.items()}
 
 
 def write_bank(

@@ -55,6 +55,6 @@ def bm25_scores(index: bm25s.BM25, queries: Sequence[dict]) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def random_scores(documents: int, queries: int, seed: int) -> np.ndarray:
+def random_scores(documents: int, queries: int, seed: Sequence[int]) -> np.ndarray:
     """[N, Q] standard normal numbers."""
-    return np.random.default_rng([seed, 7]).standard_normal((documents, queries)).astype(np.float32)
+    return np.random.default_rng([*seed, 7]).standard_normal((documents, queries)).astype(np.float32)

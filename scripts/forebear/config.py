@@ -132,8 +132,8 @@ class Study(Section):
     """Longest sequence in tokens; longer ones are cut, the targets kept."""
     stages: list[Stage] = Field(min_length=1)
     """The chain, first stage first."""
-    attributed_stage: str | None = None
-    """The stage whose documents are scored; the first by default."""
+    attributed_stages: list[str] = []
+    """The stages whose documents are scored, on one scale; the first by default."""
     estimators: list[str] = Field(list(ESTIMATORS), min_length=1)
     """What is computed and compared; proponents are listed by the first."""
     split_heads: bool = False
@@ -182,8 +182,9 @@ class Study(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError("two stages have the same name")
-        if self.attributed_stage is not None and self.attributed_stage not in names:
-            raise ValueError(f"`attributed_stage` {self.attributed_stage!r} is none of the stages {', '.join(names)}")
+        for name in self.attributed_stages:
+            if name not in names:
+                raise ValueError(f"`attributed_stages` has {name!r}, which is none of the stages {', '.join(names)}")
         known = set(self.corpus.documents) if isinstance(self.corpus, FileCorpus) else {"pretraining", "finetuning"}
         for name in names:
             if name not in known:
@@ -197,8 +198,10 @@ class Study(Section):
         return [stage.name for stage in self.stages]
 
     @property
-    def attributed(self) -> str:
-        return self.attributed_stage or self.stages[0].name
+    def attributed(self) -> list[str]:
+        """The stages whose documents are scored, in the order of the chain."""
+        chosen = self.attributed_stages or self.stage_names[:1]
+        return [name for name in self.stage_names if name in chosen]
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)

@@ -112,6 +112,11 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def collection_digest(paths: Sequence[str | Path]) -> str:
+    """SHA-256 of the digests of several files, in their order."""
+    return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
+
+
 def encode(records: Sequence[dict], tokenizer, max_length: int, end: bool = True) -> list[Example]:
     """Tokenise records as `<bos> prompt completion <eos>`.
 

@@ -14,8 +14,8 @@ from typing import Literal
 class Columns:
     """A set of preconditioned queries: which stages' inverses are applied to ∇m.
 
-    `stages` is relative to the attributed stage s in a chain of n: "chain" is n..s,
-    "later" is n..s+1, "own" is s alone, "joint" is the attributed documents' curvature at
+    `stages` is relative to the documents' stage s in a chain of n: "chain" is n..s,
+    "later" is n..s+1, "own" is s alone, "joint" is that stage's curvature at
     the last model, and "none" leaves the gradient as it is.
     """
 
@@ -82,7 +82,7 @@ def columns_of(estimators: list[str]) -> list[str]:
 
 
 def scoring_passes(estimators: list[str], stages: list[str], attributed: str) -> dict[str, list[str]]:
-    """The passes over the documents: stage at whose model they are looked at → estimators served."""
+    """The passes over one stage's documents: stage at whose model they are looked at → estimators served."""
     passes: dict[str, list[str]] = {}
     for name in estimators:
         if ESTIMATORS[name].uses_gradients:

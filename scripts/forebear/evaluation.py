@@ -13,7 +13,7 @@ BOOTSTRAP = 500  # resamples of an interval
 class Bank:
     """The ground truth: R retrainings, each on one of the subsets with one seed."""
 
-    subsets: np.ndarray  # [S, N] bool
+    subsets: np.ndarray  # [S, N] bool, over the documents of all attributed stages
     subset: np.ndarray  # [R] row of `subsets`
     seed: np.ndarray  # [R]
     measurements: np.ndarray  # [R, Q] query losses in nats
@@ -25,36 +25,60 @@ class Bank:
 
 
 def evaluate_estimator(
-    scores: np.ndarray,
+    scores: Mapping[str, np.ndarray],
     bank: Bank,
     relevant: Sequence[Sequence[int]],
-    cost: Mapping,
+    costs: Sequence[Mapping],
     overhead: Sequence[Mapping],
     seed: int,
 ) -> dict[str, float]:
-    """One row of the evaluation table; scores [N, Q].
+    """One row of the evaluation table.
 
     Args:
-        cost: attributes of the scores' file: `seconds`, `peak_bytes`, and for rankers
+        scores: attributed stage → [N_s, Q], the stages in the order of the bank's documents.
+        costs: attributes of the scores' files: `seconds`, `peak_bytes`, and for rankers
             with preparations of their own `overhead_seconds`.
         overhead: attributes of the other files that the scores needed.
     """
     reference = bank.with_seed(seed)
-    predicted = subset_predictions(scores, reference.subsets[reference.subset])
-    lds, low, high = mean_with_interval(predicted, -reference.measurements, seed)
-    overhead_seconds = cost.get("overhead_seconds", 0.0) + sum(part["seconds"] for part in overhead)
+    subsets, gain = reference.subsets[reference.subset], -reference.measurements
+    effects = document_effects(scores)
+    lds, low, high = mean_with_interval(subset_predictions(effects, subsets), gain, seed)
+    scoring_seconds = sum(part["seconds"] for part in costs)
     return {
         "lds": lds,
         "lds_low": low,
         "lds_high": high,
-        "mrr": mean_reciprocal_rank(scores, relevant),
-        "recall_at_10": recall_at(scores, relevant, 10),
-        "overhead_seconds": overhead_seconds,
-        "scoring_seconds": cost["seconds"],
-        "pairs": scores.size,
-        "seconds_per_pair": cost["seconds"] / scores.size,
-        "peak_mib": max(part["peak_bytes"] for part in [cost, *overhead]) / 2**20,
+        **_lds_by_stage(scores, subsets, gain),
+        "mrr": mean_reciprocal_rank(effects, relevant),
+        "recall_at_10": recall_at(effects, relevant, 10),
+        "overhead_seconds": sum(c.get("overhead_seconds", 0.0) for c in costs) + sum(o["seconds"] for o in overhead),
+        "scoring_seconds": scoring_seconds,
+        "pairs": effects.size,
+        "seconds_per_pair": scoring_seconds / effects.size,
+        "peak_mib": max(part["peak_bytes"] for part in [*costs, *overhead]) / 2**20,
     }
+
+
+def document_effects(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Scores of several stages' documents on one scale: stage → [N_s, Q] to [Σ N_s, Q].
+
+    A document's weight in the mean loss of its stage is 1/N_s, so score/N_s predicts by how
+    much the query's loss rises when the document is removed.
+    """
+    return np.concatenate([matrix / len(matrix) for matrix in scores.values()])
+
+
+def _lds_by_stage(scores: Mapping[str, np.ndarray], subsets: np.ndarray, gain: np.ndarray) -> dict[str, float]:
+    """`lds_{stage}` of the predictions from one stage's documents alone, where there are several stages.
+
+    What the other stages' subsets do to the measurements is noise here.
+    """
+    if len(scores) == 1:
+        return {}
+    ends = np.cumsum([len(matrix) for matrix in scores.values()])[:-1]
+    parts = zip(scores.items(), np.split(subsets, ends, axis=1), strict=True)
+    return {f"lds_{stage}": _nanmean(rank_correlations(subset_predictions(m, s), gain)) for (stage, m), s in parts}
 
 
 def noise_ceiling(bank: Bank, seed: int) -> tuple[float, float, float]:
@@ -76,9 +100,9 @@ def rank_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray
     return (standardised(predicted) * standardised(measured)).sum(0)
 
 
-def subset_predictions(scores: np.ndarray, subsets: np.ndarray) -> np.ndarray:
-    """Σ_{z in S_j} score(z, x): scores [N, Q], subsets [R, N] bool → [R, Q]."""
-    return subsets.astype(np.float64) @ scores.astype(np.float64)
+def subset_predictions(effects: np.ndarray, subsets: np.ndarray) -> np.ndarray:
+    """Σ_{z in S_j} effect(z, x): effects [N, Q], subsets [R, N] bool → [R, Q]."""
+    return subsets.astype(np.float64) @ effects.astype(np.float64)
 
 
 def mean_with_interval(
@@ -134,6 +158,8 @@ def _mean_over_queries(
 
 
 def relevant_indices(documents: Sequence[dict], queries: Sequence[dict]) -> list[list[int]]:
-    """For every query, the places of the documents that its `relevant` names."""
-    places = {document["id"]: i for i, document in enumerate(documents)}
-    return [[places[name] for name in query.get("relevant", []) if name in places] for query in queries]
+    """For every query, the places of the documents, of any attributed stage, that its `relevant` names."""
+    places: dict[str, list[int]] = {}
+    for i, document in enumerate(documents):
+        places.setdefault(document["id"], []).append(i)
+    return [[i for name in query.get("relevant", []) for i in places.get(name, [])] for query in queries]

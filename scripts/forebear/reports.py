@@ -33,8 +33,8 @@ def proponents_markdown(
         queries: Q records; `relevant`, where present, are ids of documents that state the answer.
         answers: Q values: the model's `answer`, whether it is `correct`, its `loss` (nats, the summed
             cross-entropy of the reference answer's tokens).
-        documents: N records.
-        scores: [N, Q]; > 0 speaks for the answer.
+        documents: N records, each with its `stage`.
+        scores: [N, Q], of all stages on one scale; > 0 speaks for the answer.
         top: the most documents that a table shows.
         estimator: key of ESTIMATORS, which made the scores.
 
@@ -91,7 +91,8 @@ def _how_to_read(estimator: str, documents: int, queries: int) -> str:
         )
     return (
         f"Estimator: **{escape(declared.label)}** ({escape(declared.summary)}). It scored {documents:,} training "
-        f"documents for {queries:,} queries. {meaning} Scores compare documents within one query. "
+        f"documents for {queries:,} queries. {meaning} Scores are divided by the number of documents of the stage, "
+        "as each has that share of its loss; they compare documents of all stages within one query. "
         "The loss is that of the right answer under the model, in nats, summed over its tokens. "
         "In the tables of documents ✓ marks those known to state the answer."
     )
@@ -130,10 +131,16 @@ def _section(number: int, query: dict, answer: dict, documents: list[dict], colu
         parts.append(f"**{heading} the answer**")
         chosen = _strongest(sign * column, top)
         rows = [
-            (f"{column[i]:+.4g}", _stated(query, documents[i]), escape(full_text(documents[i]), LONGEST_DOCUMENT))
+            (
+                f"{column[i]:+.4g}",
+                documents[i]["stage"],
+                _stated(query, documents[i]),
+                escape(full_text(documents[i]), LONGEST_DOCUMENT),
+            )
             for i in chosen
         ]
-        parts.append(_table(("score", "states it", "document"), ("--:", ":-:", "---"), rows) if rows else "none")
+        heads = ("score", "stage", "states it", "document")
+        parts.append(_table(heads, ("--:", "---", ":-:", "---"), rows) if rows else "none")
     return parts
 
 

@@ -12,26 +12,24 @@ from forebear.training import Schedule, evaluate_losses, train
 
 def retrain(
     initial: PreTrainedModel,
-    stages: Sequence[tuple[Sequence[Example], Schedule]],
+    stages: Sequence[tuple[Sequence[Example], Schedule, np.ndarray | None]],
     queries: Sequence[Example],
-    mask: np.ndarray,
     seed: int,
     first_stage: int = 0,
     description: str = "retraining",
 ) -> Tensor:
-    """Train the attributed stage on a subset and every later stage on its own data.
+    """Train the first attributed stage and every later one, each on its subset or on all its data.
 
     Args:
-        initial: where the attributed stage starts.
-        stages: (sequences, schedule) of the attributed stage and those after it.
-        mask: [N] bool over the attributed stage's sequences.
-        first_stage: the attributed stage's place in the chain, which seeds its data order.
+        initial: where the first attributed stage starts.
+        stages: (sequences, schedule, [N] bool mask over the sequences or None for all) of the
+            first attributed stage and those after it.
+        first_stage: that stage's place in the chain; the place seeds a stage's data order.
 
     Returns:
         The measurement m of every query at the last model, [Q].
     """
     model = initial
-    for k, (examples, schedule) in enumerate(stages):
-        subset = mask if k == 0 else None
-        model, _ = train(model, examples, schedule, (seed, first_stage + k), subset, description)
+    for place, (examples, schedule, subset) in enumerate(stages, start=first_stage):
+        model, _ = train(model, examples, schedule, (seed, place), subset, description)
     return evaluate_losses(model, queries)
