@@ -14,8 +14,8 @@ rule compute_query_gradients:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=mem_mb(4000),
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
         gpu=from_study("gpus"),
     params:
         study="{study}",
@@ -54,8 +54,8 @@ rule precondition_queries:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=mem_mb(4000),
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
         gpu=from_study("gpus"),
     params:
         stage="{stage}",
@@ -92,8 +92,8 @@ for study, attributed, stage, estimators in all_passes():
             "../envs/forebear.yaml"
         threads: CONFIG.studies[study].threads
         resources:
-            mem_mb=mem_mb(6000),
-            runtime=240,
+            mem_mb=growing(6000),
+            runtime=growing(240),
             gpu=CONFIG.studies[study].gpus,
         params:
             study=study,
@@ -127,8 +127,8 @@ rule compute_baseline_scores:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=mem_mb(2000),
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
         gpu=from_study("gpus"),
     params:
         study="{study}",

@@ -61,8 +61,8 @@ def previous_stage(study, stage):
     return names[place - 1] if place else None
 
 
-def mem_mb(base):
-    """Memory that doubles with every attempt."""
+def growing(base):
+    """Memory (MB) or run time (minutes) that doubles with every attempt."""
     return lambda wildcards, attempt: base * 2 ** (attempt - 1)
 
 

@@ -11,8 +11,8 @@ rule prepare_data:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(1000),
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         dataset="{dataset}",
         corpus=lambda w: study_of(w).corpus.model_dump(mode="json"),

@@ -18,8 +18,8 @@ rule evaluate:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(2000),
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         estimators=from_study("estimators"),
         stages=from_study("attributed"),
@@ -45,8 +45,8 @@ rule list_proponents:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(2000),
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         study="{study}",
         estimator=lambda w: study_of(w).estimators[0],

@@ -14,8 +14,8 @@ rule fit_covariances:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=mem_mb(4000),
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
         gpu=from_study("gpus"),
     params:
         study="{study}",
@@ -45,8 +45,8 @@ rule compute_eigenbasis:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=mem_mb(4000),
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
         gpu=from_study("gpus"),
     params:
         gpus=from_study("gpus"),
@@ -71,8 +71,8 @@ rule fit_eigenvalues:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=mem_mb(4000),
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
         gpu=from_study("gpus"),
     params:
         study="{study}",

@@ -9,8 +9,8 @@ rule plot_spearman:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(1000),
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         study="{study}",
         engine=engine("plot_spearman"),

@@ -11,8 +11,8 @@ rule draw_subsets:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(1000),
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         study="{study}",
         stages=from_study("attributed"),
@@ -43,8 +43,8 @@ rule retrain:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(2000),
-        runtime=720,
+        mem_mb=growing(2000),
+        runtime=growing(720),
         gpu=from_study("gpus"),
     params:
         study="{study}",
@@ -82,8 +82,8 @@ rule gather_bank:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(1000),
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         study="{study}",
         engine=engine("gather_bank"),

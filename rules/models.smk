@@ -15,8 +15,8 @@ rule train_stage:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(2000),
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
         gpu=from_study("gpus"),
     params:
         stage="{stage}",
@@ -44,8 +44,8 @@ rule answer_queries:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(2000),
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
         gpu=from_study("gpus"),
     params:
         max_length=from_study("max_length"),
