@@ -1,12 +1,14 @@
 # Helpers of the other rule files; no rule stands here.
 from snakemake.exceptions import WorkflowError
 
-from forebear.config import FileCorpus, parse_config
+from forebear.config import FileCorpus, parse_config, refuse_duplicate_keys
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points, scoring_passes
 
 try:
+    for file in workflow.configfiles:
+        refuse_duplicate_keys(file)
     CONFIG = parse_config(config)
 except ForebearError as error:
     raise WorkflowError(str(error)) from None

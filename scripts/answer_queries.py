@@ -9,7 +9,7 @@ from pathlib import Path
 from forebear.answers import answer_queries
 from forebear.checkpoints import device_for, load_model, load_tokenizer
 from forebear.datasets import read_records, write_records
-from forebear.store import atomic_path
+from forebear.writing import atomic_path
 
 directory = Path(snakemake.input.manifest).parent
 model = load_model(directory).to(device_for(snakemake.params.gpus))

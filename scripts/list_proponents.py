@@ -8,7 +8,7 @@ from forebear.artifacts import read_scores
 from forebear.datasets import file_digest, read_jsonl, read_records
 from forebear.evaluation import document_effects
 from forebear.reports import proponents_markdown
-from forebear.store import atomic_path
+from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
 digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]

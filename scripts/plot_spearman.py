@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from forebear.plots import plot_spearman, save_figure
-from forebear.store import atomic_path
+from forebear.writing import atomic_path
 
 summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
 ceiling = tuple(summary["noise_ceiling"][key] for key in ("value", "low", "high"))

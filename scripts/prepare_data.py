@@ -6,7 +6,7 @@ start(snakemake.log[0], snakemake.threads)
 
 from forebear.datasets import read_records, write_records
 from forebear.facts import build_facts
-from forebear.store import atomic_path
+from forebear.writing import atomic_path
 
 dataset, corpus = snakemake.params.dataset, dict(snakemake.params.corpus)
 if corpus.pop("embedded", None) == "facts":

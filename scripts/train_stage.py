@@ -7,7 +7,7 @@ start(snakemake.log[0], snakemake.threads)
 from dataclasses import asdict
 from pathlib import Path
 
-from forebear.checkpoints import device_for, load_model, load_tokenizer, save_checkpoint
+from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
 from forebear.datasets import encode, file_digest, read_records
 from forebear.training import Schedule, build_model, build_tokenizer, train
 
@@ -19,6 +19,7 @@ else:
     tokenizer = build_tokenizer([record for file in snakemake.input.vocabulary for record in read_records(file)])
     model = build_model(params.model, tokenizer, params.seed)
 
+check_context(model, params.max_length)
 examples = encode(read_records(snakemake.input.records), tokenizer, params.max_length)
 with measured() as cost:
     model, record = train(

@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_finite_names_the_documents(examples, tokenizer):
     model = build_model(MODEL, tokenizer, 0)
     with torch.no_grad():
         model.get_output_embeddings().weight[0, 0] = torch.nan
-    with pytest.raises(ForebearError, match=r"the loss is nan on documents \[\d+"):
+    with pytest.raises(ForebearError, match=r"the loss is nan on the documents \d+, "):
         train(model, examples, SCHEDULE, (0, 0))
 
 

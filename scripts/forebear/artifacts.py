@@ -16,7 +16,7 @@ from torch import Tensor
 
 from forebear.blocks import Block
 from forebear.kronecker import Covariances, Eigenbasis
-from forebear.store import Attributes, create, open_checked, read_tensors, write_tensors
+from forebear.store import Attributes, check_scores, create, open_checked, read_tensors, write_tensors
 
 SCORE_UNITS = {
     "units": "loss: nats summed over a sequence's target tokens; curvature: of the mean loss over sequences",
@@ -88,6 +88,7 @@ def read_query_columns(path: str | Path, expected: Attributes | None = None) -> 
 
 def write_scores(path: str | Path, scores: np.ndarray, attributes: Attributes) -> None:
     """Scores [N, Q], whole; a long computation writes them through store.ResumableMatrix."""
+    check_scores(path, np.arange(len(scores)), scores)
     with create(path, "scores", {**attributes, **SCORE_UNITS}) as file:
         file["matrix"] = scores
 

@@ -16,7 +16,7 @@ from forebear.blocks import Block
 from forebear.datasets import IGNORED, Batch, Example
 from forebear.errors import ForebearError
 from forebear.memory import aligned_empty
-from forebear.training import sequence_losses
+from forebear.training import check_losses, sequence_losses
 
 Labels = Callable[[Tensor, Batch], Tensor]  # (logits [B, T, V], batch) → labels [B, T]
 
@@ -84,6 +84,7 @@ def capture(
         if unused := [module for module in bias if module not in outputs]:
             raise ForebearError(f"{', '.join(unused)}: not used by the model, so they cannot be tracked.")
         losses = sequence_losses(logits, labels(logits, batch))
+        check_losses(losses.detach(), batch.indices, "forward pass")
         gradients = torch.autograd.grad(losses.sum(), [outputs[module] for module in bias])
     activations, by_sequence = {}, {}
     for (module, has_bias), gradient in zip(bias.items(), gradients, strict=True):

@@ -9,13 +9,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 import forebear
 from forebear.errors import ForebearError
 from forebear.manifests import write_manifest
+from forebear.writing import atomic_files
 
 
 def save_checkpoint(directory: str | Path, model: PreTrainedModel, tokenizer, **facts) -> None:
     """Save model and tokenizer as safetensors and JSON, and then the manifest."""
     directory = Path(directory)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    with atomic_files(directory) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     versions = {"forebear": forebear.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     write_manifest(directory, {**facts, "versions": versions})
 
@@ -34,6 +36,20 @@ def device_for(gpus: int) -> torch.device:
             "lower `gpus`, or check --resources gpu and CUDA_VISIBLE_DEVICES."
         )
     return torch.device("cuda:0")
+
+
+def check_context(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse sequences that are longer than the model has positions for.
+
+    Raises:
+        ForebearError: naming both lengths.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ForebearError(
+            f"`max_length` is {max_length}, but the model has {positions} positions (`max_position_embeddings`); "
+            "lower the one or raise the other."
+        )
 
 
 def load_model(directory: str | Path) -> PreTrainedModel:

@@ -235,8 +235,34 @@ def parse_config(config: dict) -> Config:
 
 
 def read_config(path: str | Path) -> Config:
+    refuse_duplicate_keys(path)
     with Path(path).open(encoding="utf-8") as handle:
         return parse_config(yaml.safe_load(handle))
+
+
+def refuse_duplicate_keys(path: str | Path) -> None:
+    """Refuse a YAML file in which a key stands twice: YAML would silently keep the last.
+
+    Raises:
+        ForebearError: naming the file, the key and both lines.
+    """
+    with Path(path).open(encoding="utf-8") as handle:
+        waiting = [yaml.compose(handle, Loader=yaml.SafeLoader)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise ForebearError(
+                        f"{path}, line {line}: the key `{key.value}` was already given in line {lines[key.value]}; "
+                        "remove one of them."
+                    )
+                lines[key.value] = line
+                waiting.append(value)
 
 
 def _sentence(error: ValidationError) -> str:

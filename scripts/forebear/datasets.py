@@ -121,7 +121,7 @@ def encode(records: Sequence[dict], tokenizer, max_length: int, end: bool = True
     """Tokenise records as `<bos> prompt completion <eos>`.
 
     A sequence over `max_length` tokens loses the beginning of its prompt (or the end of
-    its text), so that the targets stay.
+    its text), so that the targets stay; how many were cut is printed.
 
     Args:
         end: append the end-of-sequence token as a target (training data); a query's
@@ -134,21 +134,25 @@ def encode(records: Sequence[dict], tokenizer, max_length: int, end: bool = True
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    examples = []
+    examples, cut = [], 0
     for record in records:
         if "text" in record:
-            ids = (head + ids_of(record["text"]) + tail)[:max_length]
-            first_target = 1
+            whole = head + ids_of(record["text"]) + tail
+            ids, first_target = whole[:max_length], 1
         else:
-            completion = (ids_of(record["completion"]) + tail)[: max_length - 1]
-            prompt = head + ids_of(record["prompt"])
+            prompt, completion = head + ids_of(record["prompt"]), ids_of(record["completion"]) + tail
+            whole = prompt + completion
+            completion = completion[: max_length - 1]
             prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
             ids, first_target = prompt + completion, len(prompt)
+        cut += len(whole) > max_length
         if len(ids) <= first_target or first_target == 0:
             raise ForebearError(
                 f"record {record['id']!r} has no token to predict after tokenisation; remove it or lengthen it."
             )
         examples.append(Example(torch.tensor(ids), first_target))
+    if cut:
+        print(f"{cut} of {len(records)} sequences were longer than max_length and were cut to {max_length} tokens")
     return examples
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from forebear.errors import ForebearError
 from forebear.progress import TERMINAL_FD
+from forebear.writing import explained_write
 
 
 def start(log: str, threads: int) -> None:
@@ -22,20 +23,23 @@ def start(log: str, threads: int) -> None:
     A ForebearError ends the process with its sentence and exit code 1; any other
     exception with its traceback, because then the mistake is ours.
     """
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    sys.excepthook = _say
+    with explained_write(log):
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     if os.isatty(2):
         os.environ[TERMINAL_FD] = str(os.dup(2))
     os.dup2(target, 1)
     os.dup2(target, 2)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
-    sys.excepthook = _say
 
 
 def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if issubclass(kind, ForebearError):
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # at once: on a full disk HDF5's own clean-up would go on complaining, or crash
     else:
         sys.__excepthook__(kind, error, traceback)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from forebear.datasets import file_digest
 from forebear.errors import ForebearError
-from forebear.store import atomic_path
+from forebear.writing import atomic_path
 
 NAME = "manifest.json"
 WEIGHTS = "model.safetensors"

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from forebear.blocks import Block, summary, tracked_blocks
-from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer
 from forebear.datasets import Example, encode, number_of_positions, read_records
 from forebear.manifests import point_digests
 
@@ -38,6 +38,7 @@ def open_point(
     directory = Path(manifest).parent
     digests = point_digests(manifest, records)
     model = load_model(directory).to(device_for(gpus))
+    check_context(model, max_length)
     examples = encode(read_records(records), load_tokenizer(directory), max_length, end=end)
     blocks = tracked_blocks(model, split_heads)
     print(summary(model, blocks))

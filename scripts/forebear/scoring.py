@@ -97,7 +97,7 @@ def pairwise_scores(
     seconds: dict[object, float] = {}
     pending = _Pending(write)
     for indices in progress(batch_indices(remaining, batch_tokens), "scores", "batch"):
-        scores, timed = _score_batch(model, blocks, collate(remaining, indices), flat, requests)
+        scores, timed = _score_batch(model, blocks, collate(examples, places[indices].tolist()), flat, requests)
         for name, value in timed.items():
             seconds[name] = seconds.get(name, 0.0) + value
         pending.add(places[indices], scores)

@@ -1,13 +1,16 @@
 """HDF5 artifacts: written whole or not at all, and checked when they are read.
 
-Every artifact names in its root attributes what it is and what it was made from. A file
-is written under a private temporary name and renamed when it is complete, so a file under
-its final name is a whole one; readers check that nevertheless, and the digests.
+Every artifact names in its root attributes what it is and what it was made from, and
+carries a digest of its own content. A file is written under a private temporary name and
+renamed when it is complete, so a file under its final name is a whole one; readers check
+that nevertheless, and the digests.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -15,48 +18,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forebear.errors import ForebearError
+from forebear.errors import ForebearError, shortened
+from forebear.writing import atomic_path, explained_write
 
-FORMAT = "forebear 1"
+FORMAT = "forebear 2"
+DIGEST_ROWS = 1 << 24  # bytes of a dataset that are hashed at once
 
 Attributes = Mapping[str, str | int | float]
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` if the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ForebearError(f"{path}: could not be written ({error}); free some space and run again.") from error
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 @contextmanager
 def create(path: str | Path, kind: str, attributes: Attributes) -> Iterator[h5py.File]:
     """Write an artifact; it appears under its name only when the block succeeds."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update({**attributes, "format": FORMAT, "kind": kind, "complete": False})
+        file.attrs.update({**attributes, "format": FORMAT, "kind": kind, "complete": True})
         yield file
-        file.attrs["complete"] = True
+        file.flush()
+        file.attrs["content"] = content_digest(file)
 
 
 @contextmanager
-def open_checked(path: str | Path, kind: str, expected: Attributes | None = None) -> Iterator[h5py.File]:
+def open_checked(
+    path: str | Path, kind: str | None, expected: Attributes | None = None, content: bool = True
+) -> Iterator[h5py.File]:
     """Open an artifact for reading.
 
     Args:
+        kind: what it must hold; None for anything.
         expected: root attributes that it must carry, such as `model_digest`.
+        content: also check its content against its digest, which reads it once.
 
     Raises:
-        ForebearError: it is damaged, unfinished, of another kind or format, or made from
-            something else.
+        ForebearError: it is damaged, changed, unfinished, of another kind or format, or made
+            from something else.
     """
     path = Path(path)
     remedy = f"delete it and run again: rm {path}"
@@ -67,37 +61,69 @@ def open_checked(path: str | Path, kind: str, expected: Attributes | None = None
     except OSError as error:
         raise ForebearError(f"{path}: the file is damaged or not HDF5 ({error}); {remedy}") from error
     with file:
-        if file.attrs.get("format") != FORMAT or not file.attrs.get("complete", False):
-            raise ForebearError(
-                f"{path}: not a complete artifact of this version of forebear (it must be {FORMAT!r}); {remedy}"
-            )
-        if file.attrs["kind"] != kind:
-            raise ForebearError(f"{path}: holds {file.attrs['kind']}, not {kind}; {remedy}")
-        for key, value in (expected or {}).items():
-            if file.attrs.get(key) != value:
-                raise ForebearError(
-                    f"{path}: was made with another {key.replace('_', ' ')} "
-                    f"({file.attrs.get(key)!s:.20} instead of {value!s:.20}); {remedy}"
-                )
+        try:
+            problem = _problem(file, kind, expected or {}, content)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # whatever HDF5 stumbles over
+            problem = f"the file is damaged ({error})"
+        if problem:
+            raise ForebearError(f"{path}: {problem}; {remedy}")
         yield file
 
 
-def read_attributes(path: str | Path, kind: str, expected: Attributes | None = None) -> dict:
-    with open_checked(path, kind, expected) as file:
+def _problem(file: h5py.File, kind: str | None, expected: Attributes, content: bool) -> str | None:
+    """Why an artifact must not be used."""
+    attributes = dict(file.attrs)
+    if attributes.get("format") != FORMAT:
+        return f"has the format {attributes.get('format')!r}, and this version of forebear reads {FORMAT!r}"
+    if not attributes.get("complete", False):
+        return "the file was not finished"
+    if kind is not None and attributes["kind"] != kind:
+        return f"holds {attributes['kind']}, not {kind}"
+    for key, value in expected.items():
+        found = attributes.get(key)
+        if found != value:
+            return f"was made with another {key.replace('_', ' ')} ({found!s:.20} instead of {value!s:.20})"
+    if content and attributes.get("content") != content_digest(file):
+        return "its content is not what was written there"
+    return None
+
+
+def read_attributes(path: str | Path, kind: str | None = None, expected: Attributes | None = None) -> dict:
+    """Root attributes of an artifact, without reading its content."""
+    with open_checked(path, kind, expected, content=False) as file:
         return dict(file.attrs)
 
 
-def read_root(path: str | Path) -> dict:
-    """Root attributes of an artifact of any kind."""
-    with h5py.File(path, "r") as file:
-        kind = file.attrs.get("kind", "")
-    return read_attributes(path, kind)
+def content_digest(file: h5py.File) -> str:
+    """SHA-256 over names, shapes, types and values of all datasets, and the root attributes."""
+    attributes = {key: str(value) for key, value in file.attrs.items() if key != "content"}
+    digest = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
+
+    def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            digest.update(f"{name} {item.shape} {item.dtype}".encode())
+            rows = max(1, DIGEST_ROWS // max(1, item.dtype.itemsize * int(np.prod(item.shape[1:]))))
+            for first in range(0, item.shape[0], rows):
+                digest.update(np.ascontiguousarray(item[first : first + rows]))
+
+    file.visititems(add)
+    return digest.hexdigest()
 
 
 def write_tensors(file: h5py.File, tensors: Mapping[str, Tensor], dataset: str) -> None:
-    """Write {block: tensor} as `/{block}/{dataset}`."""
+    """Write {block: tensor} as `/{block}/{dataset}`.
+
+    Raises:
+        ForebearError: a tensor has NaN or infinite values.
+    """
     for block, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ForebearError(
+                f"{block}: its {dataset} has values that are not finite, so nothing was written; look for NaN in the "
+                "model and its data, or raise `damping`."
+            )
         file.create_dataset(f"{block}/{dataset}", data=tensor.cpu().numpy())
+        file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
 
 def read_tensors(file: h5py.File, dataset: str) -> dict[str, Tensor]:
@@ -119,27 +145,43 @@ def read_tensors(file: h5py.File, dataset: str) -> dict[str, Tensor]:
     return found
 
 
+def check_scores(path: str | Path, rows: np.ndarray, values: np.ndarray) -> None:
+    """Refuse scores [n, columns] of the documents `rows` [n] that are NaN or infinite."""
+    bad = rows[~np.isfinite(values).all(1)]
+    if len(bad):
+        raise ForebearError(
+            f"{path}: the scores of the documents {shortened(bad)} (counted from 0) are not finite; look for NaN in "
+            "the model and in these documents, or raise `damping`."
+        )
+
+
 class ResumableMatrix:
     """A long [rows, columns] matrix, written some rows at a time.
 
     Rows go to `.{name}.partial` with a `written` mask; a later job with the same
-    attributes continues there, and `finish` gives the file its name.
+    attributes continues there, and `finish` gives the file its name. HDF5 locks the file
+    while it is open, so a second process that wants to write it is refused.
     """
 
     def __init__(self, path: str | Path, kind: str, attributes: Attributes, shape: tuple[int, int]):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         self._attributes = {**attributes, "format": FORMAT, "kind": kind, "complete": False}
-        self._file = self._reopen(shape) or self._new(shape)
+        with explained_write(self._partial):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._reopen(shape) or self._new(shape)
 
     def _reopen(self, shape: tuple[int, int]) -> h5py.File | None:
         """The file of an interrupted job, if it is whole and of the same job."""
-        with suppress(OSError, KeyError):
+        try:
             file = h5py.File(self._partial, "r+")
             if dict(file.attrs) == self._attributes and file["matrix"].shape == shape:
                 return file
             file.close()
+        except BlockingIOError:  # its writer lives; to create the file anew would empty it under the lock
+            raise
+        except (OSError, KeyError):  # there is none, or it is damaged
+            pass
         return None
 
     def _new(self, shape: tuple[int, int]) -> h5py.File:
@@ -156,16 +198,25 @@ class ResumableMatrix:
         return self._file["written"][()]
 
     def write(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Write whole rows; `values` is [len(rows), columns]."""
+        """Write whole rows; `values` is [len(rows), columns].
+
+        Raises:
+            ForebearError: a row has NaN or infinite values.
+        """
+        check_scores(self.path, rows, values)
         order = np.argsort(rows)  # h5py wants increasing indices
-        self._file["matrix"][rows[order]] = values[order]
-        self._file["written"][rows[order]] = True
-        self._file.flush()
+        with explained_write(self._partial):
+            self._file["matrix"][rows[order]] = values[order]
+            self._file.flush()  # the rows first, so that the mask never speaks of rows that a kill has lost
+            self._file["written"][rows[order]] = True
+            self._file.flush()
 
     def finish(self, attributes: Attributes) -> None:
         """Add last attributes and give the file its final name."""
         if not self.written.all():
             raise ForebearError(f"{self._partial}: some rows are missing; run again.")
-        self._file.attrs.update({**attributes, "complete": True})
-        self._file.close()
-        os.replace(self._partial, self.path)
+        with explained_write(self._partial):
+            self._file.attrs.update({**attributes, "complete": True})
+            self._file.attrs["content"] = content_digest(self._file)
+            self._file.close()
+            os.replace(self._partial, self.path)

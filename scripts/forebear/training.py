@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from forebear.datasets import IGNORED, Batch, Example, batches, collate, full_text
-from forebear.errors import ForebearError
+from forebear.datasets import IGNORED, Batch, Example, batch_indices, collate, full_text
+from forebear.errors import ForebearError, shortened
 from forebear.progress import progress
 
 # Sequences of one optimizer step that are run together: enough to fill a core, while
@@ -94,13 +94,36 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.view_as(labels).sum(1)
 
 
+def check_losses(losses: Tensor, indices: Tensor, description: str) -> None:
+    """Refuse losses [B] that are NaN or infinite, naming the sequences by their places `indices` [B].
+
+    Raises:
+        ForebearError: with the documents' places in their data set.
+    """
+    bad = ~torch.isfinite(losses)
+    if bad.any():
+        places = indices[bad.cpu()].tolist()
+        raise ForebearError(
+            f"{description}: the loss is {losses[bad][0].item()} on the documents {shortened(places)} (counted from 0); "
+            "check these documents and the weights, or lower `learning_rate`."
+        )
+
+
 @torch.no_grad()
-def evaluate_losses(model: PreTrainedModel, examples: Sequence[Example], batch_tokens: int = 8192) -> Tensor:
-    """Summed cross-entropy of every sequence's targets, [N]."""
-    losses = torch.empty(len(examples))
-    for batch in batches(examples, batch_tokens):
-        batch = batch.to(model.device)
-        losses[batch.indices] = sequence_losses(model(batch.ids).logits.float(), batch.labels).cpu()
+def evaluate_losses(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    chosen: np.ndarray | None = None,
+    batch_tokens: int = 8192,
+    description: str = "evaluation",
+) -> Tensor:
+    """Summed cross-entropy of every sequence's targets, [N], or of those at the places `chosen` [N]."""
+    chosen = np.arange(len(examples)) if chosen is None else chosen
+    losses = torch.empty(len(chosen))
+    for indices in batch_indices([examples[i] for i in chosen], batch_tokens):
+        batch = collate(examples, chosen[indices].tolist()).to(model.device)
+        losses[indices] = sequence_losses(model(batch.ids).logits.float(), batch.labels).cpu()
+        check_losses(losses[indices], batch.indices, description)
     return losses
 
 
@@ -124,7 +147,7 @@ def train(
     batch_size = min(schedule.batch_size, len(chosen))
     steps = _steps(len(examples), chosen, batch_size, schedule.epochs, seed)
     model = copy.deepcopy(model).train()
-    loss_untrained = evaluate_losses(model.eval(), [examples[i] for i in chosen]).mean().item()
+    loss_untrained = evaluate_losses(model.eval(), examples, chosen, description=description).mean().item()
     model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
@@ -137,18 +160,16 @@ def train(
         optimizer.zero_grad()
         for part in _micro_batches(examples, step):
             part = part.to(model.device)
-            loss = summed_loss(model(part.ids, use_cache=False).logits, part.labels)
+            logits = model(part.ids, use_cache=False).logits
+            loss = summed_loss(logits, part.labels)
             (loss / len(step)).backward()
             if not torch.isfinite(loss):
-                raise ForebearError(
-                    f"{description}: the loss is {loss.item()} on documents {part.indices.tolist()} (counted from 0); "
-                    "check these documents, or lower `learning_rate`."
-                )
+                check_losses(sequence_losses(logits.detach().float(), part.labels), part.indices, description)
         rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
     model.eval()
-    loss = evaluate_losses(model, [examples[i] for i in chosen]).mean().item()
+    loss = evaluate_losses(model, examples, chosen, description=description).mean().item()
     return model, TrainingRecord(len(steps), float(np.mean(rates)), _adam_scale(optimizer), loss, loss_untrained)
 
 
