@@ -15,6 +15,7 @@ from forebear.estimators import inverse_points
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.kronecker import Damping, Eigenbasis, compute_eigenbasis
 from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
+from forebear.self_influence import self_influence
 
 PULLS = [0.0, 0.3, 0.7]
 DAMPINGS = [Damping(relative=0.01), Damping(relative=0.02), Damping(absolute=0.005)]
@@ -105,6 +106,16 @@ def test_every_inverse_matters(chain, last):
     for left_out in range(last + 1):
         scores = chain.scores(links[:left_out] + links[left_out + 1 :], 0, last)
         assert abs(np.corrcoef(scores.ravel(), expected.ravel())[0, 1]) < 0.999
+
+
+def test_self_influence_equals_dense_kronecker_matrices(chain):
+    for stage, curvature in enumerate(chain.curvatures):
+        expected = torch.zeros(len(chain.examples[stage]), dtype=torch.float64)
+        for block in chain.blocks:
+            g = chain.documents[stage][block.name].flatten(1)
+            expected += (g * torch.linalg.solve(dense_curvature(curvature, block), g.T).T).sum(1)
+        actual = self_influence(chain.models[stage], chain.blocks, chain.examples[stage], curvature, batch_tokens=20)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
 
 
 def test_the_pull_is_part_of_the_curvature_and_scales_the_inverse(chain):

@@ -4,7 +4,7 @@ Each is one pass of the model over the sequences, with labels drawn from the mod
 mathematics is in `kronecker`; here are the loops.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,9 @@ def fit_eigenvalues(
         for batch in progress(batches(examples, batch_tokens), "eigenvalues", "batch"):
             captured = capture(model, blocks, batch, labels)
             for module, a in captured.activations.items():
-                a = _rotated(a, activation[module])
+                a = rotated(a, activation[module])
                 for block in blocks_of[module]:
-                    g = _rotated(captured.block(block)[1], gradient[block.name])
+                    g = rotated(captured.block(block)[1], gradient[block.name])
                     accumulate(eigenvalues, block.name, summed_squares(g, a))
     return {block: total / (len(examples) * label_samples) for block, total in eigenvalues.items()}
 
@@ -85,24 +85,29 @@ def _second_moment(vectors: Tensor, counted: Tensor) -> Tensor:
     return chosen.T @ chosen
 
 
-def _rotated(vectors: Tensor, basis: Tensor) -> Tensor:
+def rotated(vectors: Tensor, basis: Tensor) -> Tensor:
     """Vectors [B, T, D] in a basis [D, D]."""
     rotated = aligned_empty(vectors, *vectors.shape)
     torch.mm(vectors.flatten(0, 1), basis, out=rotated.flatten(0, 1))
     return rotated
 
 
-def summed_squares(g: Tensor, a: Tensor) -> Tensor:
-    """Σ_b (Σ_t g[b, t] a[b, t]ᵀ)² elementwise, [O, I], for g [B, T, O] and a [B, T, I].
+def gradients_in_chunks(g: Tensor, a: Tensor) -> Iterator[Tensor]:
+    """Σ_t g[b, t] a[b, t]ᵀ of g [B, T, O] and a [B, T, I], a few sequences at a time: [b, O, I].
 
-    The gradients are formed a few at a time in one buffer that stays in the processor's
-    cache, so that memory is read and written once, not for every sequence.
+    A chunk is overwritten by the next, so that it stays in the processor's cache.
     """
     shape = (g.shape[2], a.shape[2])
     chunk = max(1, CHUNK_ELEMENTS // (shape[0] * shape[1]))
-    total, buffer = g.new_zeros(shape), g.new_empty(chunk, *shape)
+    buffer = g.new_empty(chunk, *shape)
     for g_part, a_part in zip(g.split(chunk), a.split(chunk), strict=True):
-        gradients = torch.bmm(g_part.transpose(1, 2), a_part, out=buffer[: len(g_part)])
+        yield torch.bmm(g_part.transpose(1, 2), a_part, out=buffer[: len(g_part)])
+
+
+def summed_squares(g: Tensor, a: Tensor) -> Tensor:
+    """Σ_b (Σ_t g[b, t] a[b, t]ᵀ)² elementwise, [O, I], for g [B, T, O] and a [B, T, I]."""
+    total = g.new_zeros(g.shape[2], a.shape[2])
+    for gradients in gradients_in_chunks(g, a):
         for gradient in gradients:
             total.addcmul_(gradient, gradient)
     return total
