@@ -110,6 +110,91 @@ for study, attributed, stage, estimators in all_passes():
             "../scripts/compute_pairwise_scores.py"
 
 
+rule compute_self_influence:
+    input:
+        manifest="results/{study}/models/{stage}/manifest.json",
+        records="results/{study}/data/{stage}.jsonl",
+        eigenbasis="results/{study}/factors/{stage}/eigenbasis.h5",
+        eigenvalues="results/{study}/factors/{stage}/eigenvalues.h5",
+    output:
+        values="results/{study}/self_influence/{stage}.h5",
+    log:
+        "results/{study}/logs/compute_self_influence/{stage}.log",
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=mem_mb(4000),
+        runtime=120,
+        gpu=from_study("gpus"),
+    params:
+        study="{study}",
+        link=lambda w: link_of(w, w.stage),
+        split_heads=from_study("split_heads"),
+        batch_tokens=from_study("batch_tokens"),
+        max_length=from_study("max_length"),
+        gpus=from_study("gpus"),
+        engine=engine("compute_self_influence"),
+    message:
+        "{wildcards.study}: self-influence of the documents of {wildcards.stage}"
+    script:
+        "../scripts/compute_self_influence.py"
+
+
+rule normalise_scores:
+    input:
+        scores=base_scores,
+        self_influence="results/{study}/self_influence/{stage}.h5",
+        records="results/{study}/data/{stage}.jsonl",
+        queries="results/{study}/data/queries.jsonl",
+    output:
+        scores="results/{study}/scores/{stage}/{estimator}.h5",
+    log:
+        "results/{study}/logs/normalise_scores/{stage}-{estimator}.log",
+    wildcard_constraints:
+        estimator="|".join(derived("self-influence")),
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=10,
+    params:
+        estimator="{estimator}",
+        engine=engine("normalise_scores"),
+    message:
+        "{wildcards.study}: scores of {wildcards.stage} divided by self-influence"
+    script:
+        "../scripts/normalise_scores.py"
+
+
+rule average_scores:
+    input:
+        scores=lambda w: [base_scores(w, study) for study in chains_of(w.study)],
+        records="results/{study}/data/{stage}.jsonl",
+        queries="results/{study}/data/queries.jsonl",
+    output:
+        scores="results/{study}/scores/{stage}/{estimator}.h5",
+    log:
+        "results/{study}/logs/average_scores/{stage}-{estimator}.log",
+    wildcard_constraints:
+        estimator="|".join(derived("ensemble")),
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=mem_mb(2000),
+        runtime=10,
+    params:
+        estimator="{estimator}",
+        engine=engine("average_scores"),
+    message:
+        "{wildcards.study}: average the scores of {wildcards.stage} over chains"
+    script:
+        "../scripts/average_scores.py"
+
+
 rule compute_baseline_scores:
     input:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),

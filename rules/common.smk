@@ -1,7 +1,13 @@
 # Helpers of the other rule files; no rule stands here.
 from snakemake.exceptions import WorkflowError
 
-from forebear.config import FileCorpus, parse_config, refuse_duplicate_keys
+from forebear.config import (
+    FileCorpus,
+    member_name,
+    parse_config,
+    refuse_duplicate_keys,
+    with_members,
+)
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points, scoring_passes
@@ -9,12 +15,12 @@ from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points,
 try:
     for file in workflow.configfiles:
         refuse_duplicate_keys(file)
-    CONFIG = parse_config(config)
+    CONFIG = with_members(parse_config(config))
 except ForebearError as error:
     raise WorkflowError(str(error)) from None
 
 STAGES = sorted({name for study in CONFIG.studies.values() for name in study.stage_names})
-BASELINES = [name for name, estimator in ESTIMATORS.items() if not estimator.uses_gradients]
+BASELINES = [name for name, estimator in ESTIMATORS.items() if estimator.is_baseline]
 
 
 wildcard_constraints:
@@ -134,6 +140,22 @@ def scores_files(wildcards, estimator):
     return [f"{folder}/{stage}/{estimator}.h5" for stage in study_of(wildcards).attributed]
 
 
+def derived(derivation):
+    """The estimators that are made from another one's scores in this way."""
+    return [name for name, estimator in ESTIMATORS.items() if estimator.derivation == derivation]
+
+
+def base_scores(wildcards, study=None):
+    """The scores that an estimator's are made from, in its own or another study."""
+    base = ESTIMATORS[wildcards.estimator].base
+    return f"results/{study or wildcards.study}/scores/{wildcards.stage}/{base}.h5"
+
+
+def chains_of(study):
+    """The studies that an ensemble averages over: its own, and one for each further chain."""
+    return [member_name(study, place) for place in range(CONFIG.studies[study].ensemble + 1)]
+
+
 def retrained_stages(wildcards):
     """The first attributed stage and all after it."""
     names = study_of(wildcards).stage_names
@@ -146,22 +168,36 @@ def initial_manifest(wildcards):
     return manifest(wildcards.study, stage) if stage else []
 
 
-def overhead_files(wildcards, estimator):
+def overhead_files(study, estimator):
     """The artifacts whose seconds are an estimator's overhead."""
-    columns = ESTIMATORS[estimator].columns
-    if columns is None:
-        return []
-    folder, study = f"results/{wildcards.study}", study_of(wildcards)
-    files = [f"{folder}/queries/gradients.h5"]
-    for stage in study.attributed:
-        files.append(columns_file(wildcards.study, stage, columns))
-        for point in inverse_points(columns, study.stage_names, stage):
-            files += [
-                f"{folder}/factors/{point}/covariances.h5",
-                f"{folder}/factors/{point}/eigenbasis.h5",
-            ]
+    described = ESTIMATORS[estimator]
+    if described.derivation == "ensemble":
+        further = chains_of(study)[1:]
+        trained = [
+            manifest(chain, stage)
+            for chain in further
+            for stage in CONFIG.studies[chain].stage_names
+        ]
+        return trained + [
+            f for chain in chains_of(study) for f in overhead_files(chain, described.base)
+        ]
+    if described.derivation == "self-influence":
+        own = [f"results/{study}/self_influence/{s}.h5" for s in CONFIG.studies[study].attributed]
+        return overhead_files(study, described.base) + own
+    return [] if described.is_baseline else query_overhead_files(study, described.columns)
+
+
+def query_overhead_files(study, columns):
+    """The artifacts that preconditioned queries take: their gradients and every factor."""
+    names, attributed = CONFIG.studies[study].stage_names, CONFIG.studies[study].attributed
+    files = [f"results/{study}/queries/gradients.h5"]
+    for stage in attributed:
+        files.append(columns_file(study, stage, columns))
+        for point in inverse_points(columns, names, stage):
+            kinds = ["covariances", "eigenbasis"]
             if COLUMNS[columns].curvature == "ekfac":
-                files.append(f"{folder}/factors/{point}/eigenvalues.h5")
+                kinds.append("eigenvalues")
+            files += [f"results/{study}/factors/{point}/{kind}.h5" for kind in kinds]
     return list(dict.fromkeys(files))
 
 

@@ -4,7 +4,9 @@
 rule evaluate:
     input:
         scores=lambda w: [f for e in study_of(w).estimators for f in scores_files(w, e)],
-        overhead=lambda w: sorted({f for e in study_of(w).estimators for f in overhead_files(w, e)}),
+        overhead=lambda w: sorted(
+            {f for e in study_of(w).estimators for f in overhead_files(w.study, e)}
+        ),
         records=attributed_records,
         queries="results/{study}/data/queries.jsonl",
         subsets="results/{study}/ground_truth/subsets.h5",
@@ -23,8 +25,8 @@ rule evaluate:
     params:
         estimators=from_study("estimators"),
         stages=from_study("attributed"),
-        overhead=lambda w: {e: overhead_files(w, e) for e in study_of(w).estimators},
-        seed=from_study("seed"),
+        overhead=lambda w: {e: overhead_files(w.study, e) for e in study_of(w).estimators},
+        seed=from_study("training_seed"),
         engine=engine("evaluate"),
     message:
         "{wildcards.study}: evaluate the estimators"

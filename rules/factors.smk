@@ -24,7 +24,7 @@ rule fit_covariances:
         label_samples=from_study("label_samples"),
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
-        seed=from_study("seed"),
+        seed=from_study("training_seed"),
         gpus=from_study("gpus"),
         engine=engine("fit_covariances"),
     message:
@@ -81,7 +81,7 @@ rule fit_eigenvalues:
         label_samples=from_study("label_samples"),
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
-        seed=from_study("seed"),
+        seed=from_study("training_seed"),
         gpus=from_study("gpus"),
         engine=engine("fit_eigenvalues"),
     message:

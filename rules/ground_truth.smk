@@ -58,7 +58,7 @@ rule retrain:
         training=lambda w: [study_of(w).stage(s).training.model_dump() for s in retrained_stages(w)],
         model=lambda w: None if initial_manifest(w) else study_of(w).model,
         max_length=from_study("max_length"),
-        seed=from_study("seed"),
+        seed=from_study("training_seed"),
         gpus=from_study("gpus"),
         bank="results/{study}/ground_truth/retrainings",
         engine=engine("retrain"),

@@ -9,12 +9,11 @@ import json
 import numpy as np
 import pandas as pd
 
-from forebear.artifacts import read_scores
+from forebear.artifacts import read_cost, read_scores
 from forebear.bank import read_bank, read_subsets
 from forebear.datasets import collection_digest, file_digest, read_jsonl, read_records
 from forebear.evaluation import Bank, evaluate_estimator, noise_ceiling, relevant_indices
 from forebear.progress import progress
-from forebear.store import read_attributes
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
@@ -31,7 +30,7 @@ for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
     of_stages = files.scores[k * len(params.stages) :][: len(params.stages)]
     matrices, costs = zip(*map(read_scores, of_stages, digests), strict=True)
     scores = dict(zip(params.stages, matrices, strict=True))
-    overhead = [read_attributes(source) for source in params.overhead[name]]
+    overhead = [read_cost(source) for source in params.overhead[name]]
     rows.append({"estimator": name, **evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed)})
 
 value, low, high = noise_ceiling(bank, params.seed)

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from forebear.blocks import Block
 from forebear.kronecker import Covariances, Eigenbasis
-from forebear.store import Attributes, check_scores, create, open_checked, read_tensors, write_tensors
+from forebear.manifests import read_manifest
+from forebear.store import (
+    Attributes,
+    check_scores,
+    create,
+    open_checked,
+    read_attributes,
+    read_tensors,
+    write_tensors,
+)
 
 SCORE_UNITS = {
     "units": "loss: nats summed over a sequence's target tokens; curvature: of the mean loss over sequences",
@@ -97,3 +106,19 @@ def read_scores(path: str | Path, expected: Attributes | None = None) -> tuple[n
     """Scores [N, Q] and the file's attributes."""
     with open_checked(path, "scores", expected) as file:
         return file["matrix"][()], dict(file.attrs)
+
+
+def read_cost(path: str | Path) -> dict:
+    """`seconds` and `peak_bytes` of what made an artifact, or of training a checkpoint, given its manifest."""
+    return read_manifest(path)["cost"] if Path(path).suffix == ".json" else read_attributes(path)
+
+
+def write_self_influence(path: str | Path, values: np.ndarray, attributes: Attributes) -> None:
+    """Self-influence of every document, [N]."""
+    with create(path, "self-influence", attributes) as file:
+        file["values"] = values
+
+
+def read_self_influence(path: str | Path, expected: Attributes | None = None) -> np.ndarray:
+    with open_checked(path, "self-influence", expected) as file:
+        return file["values"][()]

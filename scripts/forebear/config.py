@@ -134,7 +134,9 @@ class Study(Section):
     """The chain, first stage first."""
     attributed_stages: list[str] = []
     """The stages whose documents are scored, on one scale; the first by default."""
-    estimators: list[str] = Field(list(ESTIMATORS), min_length=1)
+    estimators: list[str] = Field(
+        [name for name, estimator in ESTIMATORS.items() if estimator.derivation != "ensemble"], min_length=1
+    )
     """What is computed and compared; proponents are listed by the first."""
     split_heads: bool = False
     """Split fused attention maps into one curvature block per head and role."""
@@ -147,7 +149,11 @@ class Study(Section):
     top: int = Field(5, ge=1)
     """Documents shown for and against each query."""
     seed: int = Field(0, ge=0)
-    """Of data, initial weights, orders, sampled labels and subsets."""
+    """Of data and subsets."""
+    training_seed: int = Field(0, ge=0)
+    """Of initial weights, the order of training data, and sampled labels."""
+    ensemble: int = Field(0, ge=0)
+    """Further chains, trained with the next seeds, that ensemble estimators average over."""
     threads: int = Field(2, ge=1)
     """Processor threads of the factor and score jobs."""
     gpus: int = Field(0, ge=0)
@@ -178,6 +184,13 @@ class Study(Section):
         return value
 
     @model_validator(mode="after")
+    def _ensemble_has_members(self):
+        for name in self.estimators:
+            if ESTIMATORS[name].derivation == "ensemble" and not self.ensemble:
+                raise ValueError(f"the estimator {name} needs `ensemble` of at least 1")
+        return self
+
+    @model_validator(mode="after")
     def _stages_fit(self):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
@@ -206,6 +219,12 @@ class Study(Section):
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
 
+    def member(self, place: int) -> "Study":
+        """The same chain trained with another seed, for the estimators that average over chains."""
+        averaged = [ESTIMATORS[name] for name in self.estimators if ESTIMATORS[name].derivation == "ensemble"]
+        changes = {"training_seed": self.training_seed + place, "ensemble": 0}
+        return self.model_copy(update={**changes, "estimators": [estimator.base for estimator in averaged]})
+
 
 class Config(Section):
     """The whole file."""
@@ -232,6 +251,21 @@ def parse_config(config: dict) -> Config:
         return Config.model_validate(config)
     except ValidationError as error:
         raise ForebearError(_sentence(error)) from error
+
+
+def with_members(config: Config) -> Config:
+    """The config with a study for every further chain of an ensemble, `{study}~{place}`."""
+    members = {
+        member_name(name, place): study.member(place)
+        for name, study in config.studies.items()
+        for place in range(1, study.ensemble + 1)
+    }
+    return config.model_copy(update={"studies": {**config.studies, **members}})
+
+
+def member_name(study: str, place: int) -> str:
+    """The study of an ensemble's chain; names in the config have no tilde."""
+    return f"{study}~{place}" if place else study
 
 
 def read_config(path: str | Path) -> Config:

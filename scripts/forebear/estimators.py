@@ -44,10 +44,16 @@ class Estimator:
     at_last: bool = False  # documents' gradients at the last model instead of their own stage's
     kinds: tuple[str, ...] = ("attention", "mlp")
     cosine: bool = False
+    base: str | None = None  # the estimator whose scores it is made from
+    derivation: Literal["self-influence", "ensemble"] | None = None  # how
 
     @property
     def uses_gradients(self) -> bool:
         return self.columns is not None
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.columns is None and self.base is None
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -56,6 +62,18 @@ ESTIMATORS: dict[str, Estimator] = {
     ),
     "multistage-ekfac-mlp": Estimator(
         "multi-stage EK-FAC, MLP", "the same on the MLP blocks alone", "multistage-ekfac", kinds=("mlp",)
+    ),
+    "multistage-ekfac-self": Estimator(
+        "multi-stage EK-FAC / self-influence",
+        "its scores divided by the document's self-influence",
+        base="multistage-ekfac",
+        derivation="self-influence",
+    ),
+    "multistage-ekfac-ensemble": Estimator(
+        "multi-stage EK-FAC, ensemble",
+        "the scores divided by self-influence, averaged over chains trained with other seeds",
+        base="multistage-ekfac-self",
+        derivation="ensemble",
     ),
     "multistage-kfac": Estimator(
         "multi-stage K-FAC", "the same with Kronecker-factored eigenvalues", "multistage-kfac"
@@ -76,6 +94,21 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
+def with_bases(estimators: list[str]) -> list[str]:
+    """The estimators and those that they are made from, each once, in order."""
+    names: list[str] = []
+    for name in estimators:
+        while name is not None:
+            names.append(name)
+            name = ESTIMATORS[name].base
+    return list(dict.fromkeys(names))
+
+
+def root(estimator: str) -> str:
+    """The estimator that one is finally made from; itself, if from none."""
+    return with_bases([estimator])[-1]
+
+
 def columns_of(estimators: list[str]) -> list[str]:
     """The column sets that some estimators need, without repetition, in order."""
     return list(dict.fromkeys(ESTIMATORS[name].columns for name in estimators if ESTIMATORS[name].uses_gradients))
@@ -84,7 +117,7 @@ def columns_of(estimators: list[str]) -> list[str]:
 def scoring_passes(estimators: list[str], stages: list[str], attributed: str) -> dict[str, list[str]]:
     """The passes over one stage's documents: stage at whose model they are looked at → estimators served."""
     passes: dict[str, list[str]] = {}
-    for name in estimators:
+    for name in with_bases(estimators):
         if ESTIMATORS[name].uses_gradients:
             stage = stages[-1] if ESTIMATORS[name].at_last else attributed
             passes.setdefault(stage, []).append(name)

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox, ScaledTranslation
 
 from forebear.errors import ForebearError
-from forebear.estimators import COLUMNS, ESTIMATORS
+from forebear.estimators import COLUMNS, ESTIMATORS, root
 
 DPI = 200
 SHORTEST = 1e-3  # seconds; what a clock calls less is drawn here, as a log axis has no zero
@@ -50,16 +50,26 @@ _FAMILY_COLOURS = {
     "gradient, no curvature": (_PURPLE, tuple(0.55 * c for c in _PURPLE)),
     NO_GRADIENTS: (to_rgb("0.35"), to_rgb("0.6"), to_rgb("0.0")),
 }
-_MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "X", "p", "*", "h", "d", "8", "H")
+_STARS = [(points, 1, 0) for points in (4, 6, 3, 8)] + [(points, 1, 180) for points in (5, 3, 7)] + [(4, 1, 45)]
+_MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "X", "p", "*", "h", "d", "8", "H", *_STARS)
 _MARK_SIZE = 8.5  # points, of a circle
-_RELATIVE_SIZE = {"D": 0.88, "s": 0.95, "*": 1.6, "P": 1.2, "X": 1.2, "p": 1.15, "d": 1.2, "h": 1.1}  # to look alike
+_RELATIVE_SIZE = dict.fromkeys(_STARS, 1.6) | {
+    "D": 0.88,
+    "s": 0.95,
+    "*": 1.6,
+    "P": 1.2,
+    "X": 1.2,
+    "p": 1.15,
+    "d": 1.2,
+    "h": 1.1,
+}  # to look alike
 _NUDGE = 4.0  # points between estimators that are parted
 _COINCIDING = 2.0  # points: the width of an interval's bar
 
 
 def family(estimator: str) -> str:
     """The group under which a legend lists an estimator."""
-    columns = ESTIMATORS[estimator].columns
+    columns = ESTIMATORS[root(estimator)].columns
     return NO_GRADIENTS if columns is None else FAMILY_OF_STAGES[COLUMNS[columns].stages]
 
 

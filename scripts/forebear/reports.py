@@ -6,7 +6,7 @@ import numpy as np
 
 from forebear.datasets import full_text
 from forebear.errors import ForebearError
-from forebear.estimators import ESTIMATORS
+from forebear.estimators import ESTIMATORS, root
 
 LONGEST_DOCUMENT = 300  # characters shown of a document
 LONGEST_IN_INDEX = 100  # and in a cell of the table of queries
@@ -79,7 +79,7 @@ def _check(queries: list[dict], answers: list[dict], documents: list[dict], scor
 
 def _how_to_read(estimator: str, documents: int, queries: int) -> str:
     declared = ESTIMATORS[estimator]
-    if declared.uses_gradients:
+    if ESTIMATORS[root(estimator)].uses_gradients:
         meaning = (
             "A score above 0 means that more training weight on the document lowers the loss of the query's "
             "answer, that is, the document speaks for the answer; a score below 0 means that it speaks against it."

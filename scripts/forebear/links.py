@@ -1,0 +1,39 @@
+"""One inverse of the chain, opened from what the config says of it and the files that it names."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from forebear.artifacts import read_eigenbasis, read_eigenvalues
+from forebear.blocks import Block
+from forebear.chain import Curvature, default_pull
+from forebear.kronecker import Damping, kfac_eigenvalues
+from forebear.manifests import point_digests, read_manifest
+from forebear.store import read_attributes
+
+
+def open_link(
+    link: Mapping,
+    manifest: str | Path,
+    records: str | Path,
+    eigenbasis: str | Path,
+    eigenvalues: str | Path | None,
+    blocks: Sequence[Block],
+) -> tuple[Curvature, float]:
+    """The curvature of a link and the scale of its inverse: α for the stages after the documents', else 1.
+
+    Args:
+        link: `point`, `damping`, `alpha` ("auto", a number, or None for a stage without a
+            pull) and `scaled`.
+        manifest, records: the model and the data that the factors must have been made from.
+        eigenvalues: EK-FAC's Λ, or None for K-FAC's.
+    """
+    digests = point_digests(manifest, records)
+    basis = read_eigenbasis(eigenbasis, digests)
+    if eigenvalues is not None:
+        values = read_eigenvalues(eigenvalues, digests)
+    else:
+        made_from = read_attributes(eigenbasis, "eigenbasis")
+        values = kfac_eigenvalues(basis, blocks, made_from["positions"] / made_from["sequences"])
+    pull = default_pull(read_manifest(manifest)["training"]) if link["alpha"] == "auto" else link["alpha"]
+    print(f"{link['point']}: damping {link['damping']}, α {pull}")
+    return Curvature(basis, values, Damping(**link["damping"]), pull or 0.0), pull if link["scaled"] else 1.0

@@ -1,0 +1,16 @@
+"""Divide scores by the documents' self-influence."""
+
+from forebear.jobs import measured, start
+
+start(snakemake.log[0], snakemake.threads)
+
+from forebear.artifacts import read_scores, read_self_influence, write_scores
+from forebear.datasets import file_digest
+
+params, files = snakemake.params, snakemake.input
+digests = {"data_digest": file_digest(files.records)}
+scores, attributes = read_scores(files.scores, {**digests, "query_data_digest": file_digest(files.queries)})
+with measured() as cost:
+    normalised = scores / read_self_influence(files.self_influence, digests)[:, None]
+attributes |= {"estimator": params.estimator, "seconds": attributes["seconds"] + cost["seconds"]}
+write_scores(snakemake.output.scores, normalised, attributes)
