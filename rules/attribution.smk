@@ -125,8 +125,8 @@ rule compute_self_influence:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=mem_mb(4000),
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
         gpu=from_study("gpus"),
     params:
         study="{study}",
@@ -158,8 +158,8 @@ rule normalise_scores:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(2000),
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         estimator="{estimator}",
         engine=engine("normalise_scores"),
@@ -184,8 +184,8 @@ rule average_scores:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=mem_mb(2000),
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         estimator="{estimator}",
         engine=engine("average_scores"),
