@@ -1,8 +1,10 @@
 """Let the last model answer every query, and record whether it is right."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 

@@ -1,8 +1,10 @@
 """Scores of a ranker that needs no gradients: embedding, bm25 or random."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts import write_scores
 from forebear.baselines import bm25_index, bm25_scores, cosine_scores, mean_hidden_states, random_scores

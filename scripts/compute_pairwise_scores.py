@@ -1,8 +1,10 @@
 """Score every document against every query, for all estimators at one model, in one pass."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 import numpy as np
 

@@ -1,8 +1,10 @@
 """Gradients of every query's measurement m at the last model."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts import write_query_columns
 from forebear.points import open_point

@@ -1,8 +1,10 @@
 """Covariances of activations and output gradients at one curvature point."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts import write_covariances
 from forebear.factors import fit_covariances

@@ -1,8 +1,10 @@
 """Λ at one curvature point: second moments of per-sequence gradients in the eigenbasis."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts import read_eigenbasis, write_eigenvalues
 from forebear.factors import fit_eigenvalues

@@ -1,8 +1,10 @@
 """Retrain on this shard's subsets; every retraining is kept as soon as it is finished."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 

@@ -1,8 +1,10 @@
 """Train one stage of the chain: from fresh weights, or from where the stage before ended."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from dataclasses import asdict
 from pathlib import Path
