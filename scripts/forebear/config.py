@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from forebear.errors import ForebearError
-from forebear.estimators import ESTIMATORS
+from forebear.estimators import ESTIMATORS, root
 
 TASKS = ("language_modelling", "classification")  # in the order in which a chain may have them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -226,7 +226,9 @@ class Study(Section):
     def undefined(self) -> dict[str, str]:
         """The study's estimators that are not defined on its chain, with the reason."""
         replaced = any(self.stage(name).task != self.stages[-1].task for name in self.attributed)
-        return {name: "the head was replaced" for name in self.estimators if replaced and ESTIMATORS[name].at_last}
+        return {
+            name: "the head was replaced" for name in self.estimators if replaced and ESTIMATORS[root(name)].at_last
+        }
 
     @property
     def computed(self) -> list[str]:
