@@ -59,7 +59,9 @@ def model_of(point):
 
 
 def manifest(study, stage):
-    return f"results/{study}/models/{stage}/manifest.json"
+    """The file that marks a stage's model complete: trained here, or fetched."""
+    folder = "checkpoints" if CONFIG.studies[study].stage(stage).checkpoint else "models"
+    return f"results/{study}/{folder}/{stage}/manifest.json"
 
 
 def previous_stage(study, stage):
@@ -158,6 +160,7 @@ def chains_of(study):
 
 def retrained_stages(wildcards):
     """The first attributed stage and all after it."""
+    check_retrainable(wildcards)
     names = study_of(wildcards).stage_names
     return names[names.index(study_of(wildcards).attributed[0]) :]
 
@@ -166,6 +169,25 @@ def initial_manifest(wildcards):
     """Where retraining starts: fresh weights, or the stage before the first attributed one."""
     stage = previous_stage(wildcards.study, study_of(wildcards).attributed[0])
     return manifest(wildcards.study, stage) if stage else []
+
+
+def ground_truth(name):
+    """An input function: a file of the ground truth, nothing where a study has no recipe to retrain by."""
+    return lambda w: f"results/{w.study}/ground_truth/{name}.h5" if study_of(w).retrainable else []
+
+
+def check_retrainable(wildcards):
+    if not study_of(wildcards).retrainable:
+        raise WorkflowError(
+            f"{wildcards.study}: a published checkpoint cannot be retrained, so there is no LDS and no figure of it; "
+            f"ask for results/{wildcards.study}/evaluation.csv or proponents.md, or give every stage `training`."
+        )
+
+
+def evaluation_with_lds(wildcards):
+    """The table, for figures that show how estimators predict retraining."""
+    check_retrainable(wildcards)
+    return f"results/{wildcards.study}/evaluation.csv"
 
 
 def overhead_files(study, estimator):
@@ -208,6 +230,6 @@ def all_passes():
         for name, study in CONFIG.studies.items()
         for attributed in study.attributed
         for stage, estimators in scoring_passes(
-            study.computed, study.stage_names, attributed
+            study.estimators, study.stage_names, attributed
         ).items()
     ]

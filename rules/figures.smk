@@ -1,6 +1,6 @@
 rule plot_spearman:
     input:
-        table="results/{study}/evaluation.csv",
+        table=evaluation_with_lds,
         summary="results/{study}/evaluation.json",
     output:
         figure="results/{study}/spearman.png",

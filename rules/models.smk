@@ -1,4 +1,23 @@
-# The chain's models: each stage starts where the one before it ended.
+# The chain's models: published ones are fetched, others start where the stage before ended.
+
+
+rule download_model:
+    output:
+        manifest="results/{study}/checkpoints/{stage}/manifest.json",
+    log:
+        "results/{study}/logs/download_model/{stage}.log",
+    # A cluster's nodes often have no network.
+    localrule: True
+    conda:
+        "../envs/forebear.yaml"
+    params:
+        stage="{stage}",
+        checkpoint=lambda w: study_of(w).stage(w.stage).checkpoint.model_dump(mode="json"),
+        engine=engine("download_model"),
+    message:
+        "{wildcards.study}: fetch the published model of {wildcards.stage}"
+    script:
+        "../scripts/download_model.py"
 
 
 rule train_stage:
@@ -21,7 +40,6 @@ rule train_stage:
     params:
         stage="{stage}",
         place=lambda w: study_of(w).stage_names.index(w.stage),
-        task=lambda w: study_of(w).stage(w.stage).task,
         training=lambda w: study_of(w).stage(w.stage).training.model_dump(),
         model=lambda w: None if previous_stage(w.study, w.stage) else study_of(w).model,
         max_length=from_study("max_length"),

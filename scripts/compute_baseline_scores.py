@@ -6,8 +6,6 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from pathlib import Path
-
 from forebear.artifacts import write_scores
 from forebear.baselines import bm25_index, bm25_scores, cosine_scores, mean_hidden_states, random_scores
 from forebear.datasets import read_records
@@ -20,15 +18,12 @@ digests = point_digests(files.manifest, files.records)
 digests["query_data_digest"] = point_digests(files.manifest, files.queries)["data_digest"]
 
 if params.estimator == "embedding":
-    from forebear.checkpoints import device_for, load_model, load_tokenizer
-    from forebear.datasets import encode
+    from forebear.points import open_point
 
-    directory = Path(files.manifest).parent
-    model, tokenizer = load_model(directory).to(device_for(params.gpus)), load_tokenizer(directory)
-    ends = [(documents, True), (queries, False)]
-    examples = [encode(records, tokenizer, params.max_length, end=end) for records, end in ends]
+    ends = {files.records: True, files.queries: False}
+    points = [open_point(files.manifest, file, params.max_length, params.gpus, end=end) for file, end in ends.items()]
     with measured() as overhead:
-        embeddings = [mean_hidden_states(model, part, params.batch_tokens) for part in examples]
+        embeddings = [mean_hidden_states(point.model, point.examples, params.batch_tokens) for point in points]
     with measured() as cost:
         scores = cosine_scores(*embeddings)
 elif params.estimator == "bm25":

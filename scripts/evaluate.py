@@ -20,8 +20,10 @@ params, files = snakemake.params, snakemake.input
 documents = [document for file in files.records for document in read_records(file)]
 queries, answers = read_records(files.queries), read_jsonl(files.answers)
 digest = {"data_digest": collection_digest(files.records)}
-subsets = read_subsets(files.subsets, digest)
-bank = Bank(np.concatenate([subsets[stage] for stage in params.stages], axis=1), *read_bank(files.bank, digest))
+bank = None
+if files.bank:
+    subsets = read_subsets(files.subsets, digest)
+    bank = Bank(np.concatenate([subsets[stage] for stage in params.stages], axis=1), *read_bank(files.bank, digest))
 relevant = relevant_indices(documents, queries)
 digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
 
@@ -33,11 +35,9 @@ for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
     overhead = [read_cost(source) for source in params.overhead[name]]
     rows.append({"estimator": name, **evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed)})
 
-rows += [{"estimator": name, "undefined": f"undefined: {reason}"} for name, reason in params.undefined.items()]
-
-value, low, high = noise_ceiling(bank, params.seed)
-correct = sum(answer["correct"] for answer in answers) / len(answers)
-summary = {"noise_ceiling": {"value": value, "low": low, "high": high}, "answered_correctly": correct}
+summary = {"answered_correctly": sum(answer["correct"] for answer in answers) / len(answers)}
+if bank:
+    summary["noise_ceiling"] = dict(zip(("value", "low", "high"), noise_ceiling(bank, params.seed), strict=True))
 with atomic_path(snakemake.output.table) as path:
     pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
 with atomic_path(snakemake.output.summary) as path:

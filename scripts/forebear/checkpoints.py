@@ -1,21 +1,15 @@
 """Models on disk: Hugging Face directories, loaded on the device of the job."""
 
+import pickle
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import forebear
 from forebear.errors import ForebearError
-from forebear.manifests import write_manifest
+from forebear.manifests import NAME, OTHERS, PICKLES, SAFETENSORS, find_weights, matching, write_manifest
 from forebear.writing import atomic_files
 
 
@@ -25,8 +19,48 @@ def save_checkpoint(directory: str | Path, model: PreTrainedModel, tokenizer, **
     with atomic_files(directory) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    versions = {"forebear": forebear.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    write_manifest(directory, {**facts, "versions": versions})
+    write_manifest(directory, {**facts, "versions": versions()})
+
+
+def link_checkpoint(folder: Path, directory: Path) -> None:
+    """Make `directory` a checkpoint of links to the files in `folder`.
+
+    Weights in PyTorch's own format are read without executing what they contain
+    (`weights_only`) and written as safetensors.
+
+    Raises:
+        ForebearError: the folder has no config, or no weights in a known format.
+    """
+    if not (folder / "config.json").is_file():
+        raise ForebearError(f"{folder}: has no config.json; give a folder that `save_pretrained` has written.")
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in matching(directory, ("*",)):
+        stale.unlink()
+    if not matching(folder, SAFETENSORS):
+        _convert(folder, directory)
+    for file in matching(folder, (*SAFETENSORS, *OTHERS)):
+        link = directory / file.name
+        if not link.exists() and file.name not in (NAME, "pytorch_model.bin.index.json"):
+            link.symlink_to(file.resolve())
+    find_weights(directory)
+
+
+def _convert(folder: Path, directory: Path) -> None:
+    if not matching(folder, PICKLES):
+        raise ForebearError(f"{folder}: has neither safetensors nor pytorch_model.bin.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", weights_only=True, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ForebearError(f"{folder}: pytorch_model.bin cannot be read as plain weights ({reason}).") from error
+    model.save_pretrained(directory)
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a checkpoint depends on."""
+    return {"forebear": forebear.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def device_for(gpus: int) -> torch.device:
@@ -60,12 +94,11 @@ def check_context(model: PreTrainedModel, max_length: int) -> None:
 
 
 def load_model(directory: str | Path) -> PreTrainedModel:
-    """The language model or classifier in evaluation mode with frozen parameters, from safetensors."""
-    options = {"trust_remote_code": False, "local_files_only": True}
-    config = AutoConfig.from_pretrained(directory, **options)
-    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    return kind.from_pretrained(directory, use_safetensors=True, **options).eval().requires_grad_(False)
+    """The model in evaluation mode with frozen parameters, from safetensors."""
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

@@ -10,9 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from forebear.errors import ForebearError
-from forebear.estimators import ESTIMATORS, root
+from forebear.estimators import ESTIMATORS
 
-TASKS = ("language_modelling", "classification")  # in the order in which a chain may have them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -43,9 +42,9 @@ class FileCorpus(Section):
     """JSONL files of your own."""
 
     documents: dict[str, Path]
-    """For each stage, a file of {"text"}, {"prompt", "completion"} or {"text", "label"} lines."""
+    """For each stage, a file of {"text"} or {"prompt", "completion"} lines."""
     queries: Path
-    """A file of {"prompt", "completion"} or {"text", "label"} lines, optionally with `relevant` and `group`."""
+    """A file of {"prompt", "completion"} lines, optionally with `relevant` and `group`."""
 
 
 class Training(Section):
@@ -61,6 +60,25 @@ class Training(Section):
     """AdamW's decoupled weight decay."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Fraction of the steps in which the learning rate rises."""
+
+
+class Checkpoint(Section):
+    """A model that has been trained already: on the Hugging Face hub, or in a folder."""
+
+    hub: str | None = None
+    """Name on the hub, such as bigscience/bloom-560m."""
+    revision: str | None = None
+    """Commit or tag on the hub; a branch may move."""
+    path: Path | None = None
+    """A folder with config, tokenizer and weights; a plain string is `path`."""
+
+    @model_validator(mode="after")
+    def _pinned_or_path(self):
+        if (self.hub is None) == (self.path is None):
+            raise ValueError("give either `hub` or `path`")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("`hub` needs a `revision`, a commit for preference, and `path` has none")
+        return self
 
 
 class Damping(Section):
@@ -83,14 +101,19 @@ class Stage(Section):
 
     name: Name
     """Names the stage's files and its documents in `corpus`."""
-    task: Literal[TASKS] = "language_modelling"
-    """What it learns: `language_modelling`, or `classification` by `label` with a new head."""
-    training: Training
-    """How the stage is trained."""
+    training: Training | None = None
+    """How the stage is trained; `checkpoint` is the other possibility."""
+    checkpoint: Checkpoint | None = None
+    """The published model that came out of the stage, in place of training it here."""
     damping: Damping
     """Damping of the stage's curvature; a plain number is `relative`."""
     alpha: float | Literal["auto"] = "auto"
     """α, the strength of the pull to the stage before; `auto` reads it off the training record."""
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _plain_string_is_path(cls, value):
+        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("damping", mode="before")
     @classmethod
@@ -103,6 +126,12 @@ class Stage(Section):
         if value != "auto" and value <= 0:
             raise ValueError("must be positive, or `auto`")
         return value
+
+    @model_validator(mode="after")
+    def _trained_here_or_elsewhere(self):
+        if (self.training is None) == (self.checkpoint is None):
+            raise ValueError("give either `training` or `checkpoint`")
+        return self
 
 
 class GroundTruth(Section):
@@ -129,8 +158,8 @@ class Study(Section):
 
     corpus: FactsCorpus | FileCorpus
     """Where documents and queries come from."""
-    model: dict[str, str | int | float | bool]
-    """The first stage's architecture: transformers' `model_type` and options of its config."""
+    model: dict[str, str | int | float | bool] | None = None
+    """The first stage's architecture, if it is trained: transformers' `model_type` and options of its config."""
     max_length: int = Field(64, ge=2)
     """Longest sequence in tokens; longer ones are cut, the targets kept."""
     stages: list[Stage] = Field(min_length=1)
@@ -172,7 +201,7 @@ class Study(Section):
     @field_validator("model")
     @classmethod
     def _has_model_type(cls, value):
-        if "model_type" not in value:
+        if value is not None and "model_type" not in value:
             raise ValueError("needs `model_type`, for example gpt_neox")
         return value
 
@@ -198,9 +227,6 @@ class Study(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError("two stages have the same name")
-        tasks = [stage.task for stage in self.stages]
-        if sorted(tasks, key=TASKS.index) != tasks:
-            raise ValueError("a stage of language modelling cannot follow one of classification")
         for name in self.attributed_stages:
             if name not in names:
                 raise ValueError(f"`attributed_stages` has {name!r}, which is none of the stages {', '.join(names)}")
@@ -210,6 +236,15 @@ class Study(Section):
                 raise ValueError(
                     f"the corpus has no documents for the stage {name!r}; it has {', '.join(sorted(known))}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _trained_stages_can_be_trained(self):
+        if (self.model is None) == (self.stages[0].checkpoint is None):
+            raise ValueError("give `model` if the first stage has `training`, and only then")
+        for stage in self.stages[1:]:
+            if stage.checkpoint and stage.alpha == "auto":
+                raise ValueError(f"the stage {stage.name!r} has no training record to read `alpha` off; give a number")
         return self
 
     @property
@@ -223,17 +258,10 @@ class Study(Section):
         return [name for name in self.stage_names if name in chosen]
 
     @property
-    def undefined(self) -> dict[str, str]:
-        """The study's estimators that are not defined on its chain, with the reason."""
-        replaced = any(self.stage(name).task != self.stages[-1].task for name in self.attributed)
-        return {
-            name: "the head was replaced" for name in self.estimators if replaced and ESTIMATORS[root(name)].at_last
-        }
-
-    @property
-    def computed(self) -> list[str]:
-        """The study's estimators that are defined on its chain."""
-        return [name for name in self.estimators if name not in self.undefined]
+    def retrainable(self) -> bool:
+        """Whether the attributed stage and all after it have a training recipe."""
+        first = min(self.stage_names.index(name) for name in self.attributed)
+        return all(stage.training for stage in self.stages[first:])
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -358,6 +386,7 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (Study, "stages"): (("[]", Stage),),
     (Study, "ground_truth"): (("", GroundTruth),),
     (Stage, "training"): (("", Training),),
+    (Stage, "checkpoint"): (("", Checkpoint),),
     (Stage, "damping"): (("", Damping),),
 }
 

@@ -26,7 +26,7 @@ class Bank:
 
 def evaluate_estimator(
     scores: Mapping[str, np.ndarray],
-    bank: Bank,
+    bank: Bank | None,
     relevant: Sequence[Sequence[int]],
     costs: Sequence[Mapping],
     overhead: Sequence[Mapping],
@@ -36,20 +36,15 @@ def evaluate_estimator(
 
     Args:
         scores: attributed stage → [N_s, Q], the stages in the order of the bank's documents.
+        bank: without one there is no LDS.
         costs: attributes of the scores' files: `seconds`, `peak_bytes`, and for rankers
             with preparations of their own `overhead_seconds`.
         overhead: attributes of the other files that the scores needed.
     """
-    reference = bank.with_seed(seed)
-    subsets, gain = reference.subsets[reference.subset], -reference.measurements
     effects = document_effects(scores)
-    lds, low, high = mean_with_interval(subset_predictions(effects, subsets), gain, seed)
     scoring_seconds = sum(part["seconds"] for part in costs)
     return {
-        "lds": lds,
-        "lds_low": low,
-        "lds_high": high,
-        **_lds_by_stage(scores, subsets, gain),
+        **(_lds(scores, effects, bank.with_seed(seed), seed) if bank else {}),
         "mrr": mean_reciprocal_rank(effects, relevant),
         "recall_at_10": recall_at(effects, relevant, 10),
         "overhead_seconds": sum(c.get("overhead_seconds", 0.0) for c in costs) + sum(o["seconds"] for o in overhead),
@@ -67,6 +62,13 @@ def document_effects(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     much the query's loss rises when the document is removed.
     """
     return np.concatenate([matrix / len(matrix) for matrix in scores.values()])
+
+
+def _lds(scores: Mapping[str, np.ndarray], effects: np.ndarray, bank: Bank, seed: int) -> dict[str, float]:
+    """The table's columns on the LDS, against the retrainings of one seed."""
+    subsets, gain = bank.subsets[bank.subset], -bank.measurements
+    lds, low, high = mean_with_interval(subset_predictions(effects, subsets), gain, seed)
+    return {"lds": lds, "lds_low": low, "lds_high": high, **_lds_by_stage(scores, subsets, gain)}
 
 
 def _lds_by_stage(scores: Mapping[str, np.ndarray], subsets: np.ndarray, gain: np.ndarray) -> dict[str, float]:

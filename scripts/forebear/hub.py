@@ -1,0 +1,88 @@
+"""Published checkpoints from the Hugging Face hub, in its cache.
+
+`huggingface_hub` downloads: it goes on after a broken connection, keeps the files that are
+whole, shares its cache between studies, and obeys HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and
+the user's token. What it leaves to us is to look whether the bytes are those that the hub names.
+"""
+
+import hashlib
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from forebear.errors import ForebearError
+from forebear.manifests import OTHERS, PICKLES, SAFETENSORS, matching
+
+
+def fetch_snapshot(name: str, revision: str) -> Path:
+    """The folder of a revision in the hub's cache, with what was missing downloaded and all of it checked.
+
+    Weights in PyTorch's own format are fetched only where there are no safetensors.
+
+    Raises:
+        ForebearError: the model is missing or gated, the revision is wrong, the network is
+            away, or a file is not what the hub says it is.
+    """
+    folder = _download(name, revision, [*SAFETENSORS, *OTHERS])
+    if not matching(folder, SAFETENSORS):
+        folder = _download(name, revision, [*PICKLES, *OTHERS])
+    for file in matching(folder, ("*",)):
+        _check_content(file, name)
+    return folder
+
+
+def _download(name: str, revision: str, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except GatedRepoError as error:
+        remedy = "accept its licence on its page and log in with `hf auth login`, or set HF_TOKEN"
+        raise ForebearError(f"{name}: the model is gated; {remedy}.") from error
+    except RepositoryNotFoundError as error:
+        raise ForebearError(
+            f"{name}: the hub has no such model, or it is private; correct `hub`, or log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ForebearError(f"{name}: the model has no revision {revision!r}; correct `revision`.") from error
+    except HFValidationError as error:
+        raise ForebearError(f"{name!r} is not a model's name on the hub, such as bigscience/bloom-560m.") from error
+    except LocalEntryNotFoundError as error:
+        raise ForebearError(
+            f"{name} at {revision}: not in the cache as a whole, and the hub cannot be reached or HF_HUB_OFFLINE "
+            "is set; run again with a network, or give `checkpoint` a folder."
+        ) from error
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ForebearError(
+            f"{name} at {revision}: the download broke off ({reason}); run again, the files that are whole are kept."
+        ) from error
+
+
+def _check_content(file: Path, name: str) -> None:
+    """Compare a file with the digest that it has as its name in the cache, and remove it if it differs.
+
+    Large files are named by their SHA-256, others by git's SHA-1 of a blob.
+    """
+    blob = file.resolve()
+    if len(blob.name) == 64:
+        with blob.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    elif len(blob.name) == 40:
+        content = blob.read_bytes()
+        digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    else:
+        return  # a cache without links, on a file system that has none
+    if digest != blob.name:
+        file.unlink()
+        blob.unlink()
+        raise ForebearError(
+            f"{name}: {file.name} was corrupted on its way or in the cache; it was removed, so run again to fetch it."
+        )

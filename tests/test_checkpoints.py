@@ -1,0 +1,71 @@
+"""Checkpoints of folders: linked, converted from pickles without running them, and checked by their digests."""
+
+import os
+
+import pytest
+import torch
+
+from forebear.answers import answer_queries
+from forebear.checkpoints import link_checkpoint, load_model, load_tokenizer
+from forebear.datasets import encode
+from forebear.errors import ForebearError
+from forebear.manifests import read_manifest, weights_digest, write_manifest
+from published import SENTENCES, tiny_checkpoint
+
+
+class Malicious:
+    """What a pickle could do on loading."""
+
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tiny_checkpoint(tmp_path / "model", pickled=True)
+    torch.save({"weight": Malicious()}, folder / "pytorch_model.bin")
+    with pytest.raises(ForebearError, match="cannot be read as plain weights"):
+        link_checkpoint(folder, tmp_path / "linked")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_shards_load_and_a_changed_or_missing_one_is_refused(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "published", shard_size="8KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    linked = tmp_path / "linked"
+    link_checkpoint(folder, linked)
+    write_manifest(linked, {"stage": "pretraining"})
+    assert read_manifest(linked / "manifest.json")["model_digest"] == weights_digest(folder)
+    whole = tiny_checkpoint(tmp_path / "whole")
+    assert all(
+        torch.equal(a, b) for a, b in zip(load_model(linked).parameters(), load_model(whole).parameters(), strict=True)
+    )
+    shards[0].write_bytes(shards[0].read_bytes() + b"0")
+    with pytest.raises(ForebearError, match="its weights are not those"):
+        read_manifest(linked / "manifest.json")
+    shards[0].unlink()
+    with pytest.raises(ForebearError, match="a file of the weights is missing"):
+        read_manifest(linked / "manifest.json")
+
+
+def test_a_folder_without_config_or_weights_is_refused(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "published")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ForebearError, match=r"neither safetensors nor pytorch_model.bin"):
+        link_checkpoint(folder, tmp_path / "linked")
+    (folder / "config.json").unlink()
+    with pytest.raises(ForebearError, match=r"has no config.json"):
+        link_checkpoint(folder, tmp_path / "linked")
+
+
+def test_a_tokenizer_without_special_tokens_works(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "published")
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    assert tokenizer.bos_token_id is tokenizer.eos_token_id is tokenizer.pad_token_id is None
+    records = [{"id": "1", "text": SENTENCES[0]}, {"id": "2", "prompt": "Which city ? Answer :", "completion": " Rome"}]
+    text, pair = encode(records, tokenizer, 32)
+    assert tokenizer.decode(text.ids) == SENTENCES[0]
+    assert tokenizer.decode(pair.ids[pair.first_target :]) == " Rome"
+    (answer,) = answer_queries(model, tokenizer, records[1:], 32)
+    assert answer["loss"] > 0
