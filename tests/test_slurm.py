@@ -1,0 +1,108 @@
+"""The profile for SLURM on a real SLURM of one machine; skipped where that cannot be started."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm_cluster import one_machine_cluster, output_of, wait_until, why_not
+
+ROOT = Path(__file__).parents[1]
+FACTORS = "results/tiny/factors/pretraining/eigenbasis.h5"
+
+# Rules whose resources grow as those of the workflow do, and that write down what SLURM gave them.
+PROBES = f"""
+configfile: "{ROOT}/tests/tiny.yaml"
+include: "{ROOT}/rules/common.smk"
+
+rule two_devices:
+    output: "devices.txt"
+    resources: mem_mb=growing(100), runtime=growing(5), gpu=2
+    shell: "echo $CUDA_VISIBLE_DEVICES > {{output}}"
+
+rule fails_once:
+    output: "attempts.txt"
+    resources: mem_mb=growing(100), runtime=growing(5)
+    shell: "squeue -h -j $SLURM_JOB_ID -o '%m %l' >> tried.txt; [ $(wc -l < tried.txt) = 2 ]; cp tried.txt {{output}}"
+"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.skipif(
+        importlib.util.find_spec("snakemake_executor_plugin_slurm") is None,
+        reason='no executor plugin for SLURM: pip install -e ".[cluster]"',
+    ),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory):
+    with one_machine_cluster(tmp_path_factory.mktemp("slurm")):
+        yield
+
+
+def submit(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Start Snakemake with the profile; this cluster has no database, and its jobs are short."""
+    command = [sys.executable, "-m", "snakemake", *arguments, "--profile", str(ROOT / "profiles/slurm")]
+    command += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
+    environment = {**os.environ, "PYTHONPATH": f"{folder}/scripts:{ROOT}/scripts"}  # the copy's engine, if it has one
+    with (folder / "snakemake.log").open("w") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen, folder: Path) -> None:
+    assert process.wait(timeout=600) == 0, (folder / "snakemake.log").read_text()
+
+
+def queue(states: str) -> list[str]:
+    """GPUs that the jobs in these states ask for."""
+    return output_of("squeue", "-h", f"--states={states}", "-o", "%b").split()
+
+
+@pytest.fixture
+def probes(tmp_path) -> Path:
+    (tmp_path / "Snakefile").write_text(PROBES)
+    return tmp_path
+
+
+def test_a_rule_with_two_gpus_waits_for_both_and_gets_both(probes):
+    other = output_of("sbatch", "--parsable", "--gpus=1", "--mem=100", "--output=/dev/null", "--wrap=sleep 600").strip()
+    wait_until(lambda: queue("RUNNING"), "another job has one of the devices")
+    process = submit(probes, "two_devices")
+    wait_until(lambda: queue("PENDING"), "the rule's job waits")
+    assert not (probes / "devices.txt").exists()
+    output_of("scancel", other)
+    finish(process, probes)
+    assert (probes / "devices.txt").read_text() == "0,1\n"
+
+
+def test_memory_and_run_time_rise_with_the_attempt(probes):
+    finish(submit(probes, "fails_once"), probes)
+    assert (probes / "attempts.txt").read_text().splitlines() == ["100M 5:00", "200M 10:00"]
+
+
+def test_a_cancelled_run_takes_its_jobs_along_and_resumes(tmp_path):
+    for name in ("Snakefile", "rules", "scripts", "profiles", "envs"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "tests/tiny.yaml", tmp_path / "config.yaml")
+    trained = tmp_path / "results/tiny/models/pretraining/manifest.json"
+    following = tmp_path / "results/tiny/logs/fit_covariances/pretraining.log"
+
+    process = submit(tmp_path, FACTORS)
+    wait_until(following.exists, "the stage is trained and the next job runs")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) != 0
+    wait_until(lambda: not queue("PENDING,RUNNING"), "its jobs are cancelled")
+    assert not (tmp_path / FACTORS).exists()
+
+    before = trained.stat().st_mtime_ns
+    finish(submit(tmp_path, FACTORS), tmp_path)
+    assert (tmp_path / FACTORS).exists()
+    assert trained.stat().st_mtime_ns == before
