@@ -230,6 +230,6 @@ def all_passes():
         for name, study in CONFIG.studies.items()
         for attributed in study.attributed
         for stage, estimators in scoring_passes(
-            study.estimators, study.stage_names, attributed
+            study.computed, study.stage_names, attributed
         ).items()
     ]

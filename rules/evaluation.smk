@@ -3,9 +3,9 @@
 
 rule evaluate:
     input:
-        scores=lambda w: [f for e in study_of(w).estimators for f in scores_files(w, e)],
+        scores=lambda w: [f for e in study_of(w).computed for f in scores_files(w, e)],
         overhead=lambda w: sorted(
-            {f for e in study_of(w).estimators for f in overhead_files(w.study, e)}
+            {f for e in study_of(w).computed for f in overhead_files(w.study, e)}
         ),
         records=attributed_records,
         queries="results/{study}/data/queries.jsonl",
@@ -23,9 +23,10 @@ rule evaluate:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
-        estimators=from_study("estimators"),
+        estimators=from_study("computed"),
+        undefined=from_study("undefined"),
         stages=from_study("attributed"),
-        overhead=lambda w: {e: overhead_files(w.study, e) for e in study_of(w).estimators},
+        overhead=lambda w: {e: overhead_files(w.study, e) for e in study_of(w).computed},
         seed=from_study("training_seed"),
         engine=engine("evaluate"),
     message:
@@ -36,7 +37,7 @@ rule evaluate:
 
 rule list_proponents:
     input:
-        scores=lambda w: scores_files(w, study_of(w).estimators[0]),
+        scores=lambda w: scores_files(w, study_of(w).computed[0]),
         records=attributed_records,
         queries="results/{study}/data/queries.jsonl",
         answers="results/{study}/queries/answers.jsonl",
@@ -51,7 +52,7 @@ rule list_proponents:
         runtime=growing(10),
     params:
         study="{study}",
-        estimator=lambda w: study_of(w).estimators[0],
+        estimator=lambda w: study_of(w).computed[0],
         stages=from_study("attributed"),
         top=from_study("top"),
         engine=engine("list_proponents"),

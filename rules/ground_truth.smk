@@ -55,6 +55,7 @@ rule retrain:
         first_stage=lambda w: study_of(w).stage_names.index(study_of(w).attributed[0]),
         stages=retrained_stages,
         attributed=from_study("attributed"),
+        tasks=lambda w: [study_of(w).stage(s).task for s in retrained_stages(w)],
         training=lambda w: [study_of(w).stage(s).training.model_dump() for s in retrained_stages(w)],
         model=lambda w: None if initial_manifest(w) else study_of(w).model,
         max_length=from_study("max_length"),

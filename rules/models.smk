@@ -40,6 +40,7 @@ rule train_stage:
     params:
         stage="{stage}",
         place=lambda w: study_of(w).stage_names.index(w.stage),
+        task=lambda w: study_of(w).stage(w.stage).task,
         training=lambda w: study_of(w).stage(w.stage).training.model_dump(),
         model=lambda w: None if previous_stage(w.study, w.stage) else study_of(w).model,
         max_length=from_study("max_length"),

@@ -6,6 +6,8 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
+from pathlib import Path
+
 from forebear.artifacts import write_scores
 from forebear.baselines import bm25_index, bm25_scores, cosine_scores, mean_hidden_states, random_scores
 from forebear.datasets import read_records
@@ -18,12 +20,15 @@ digests = point_digests(files.manifest, files.records)
 digests["query_data_digest"] = point_digests(files.manifest, files.queries)["data_digest"]
 
 if params.estimator == "embedding":
-    from forebear.points import open_point
+    from forebear.checkpoints import device_for, load_model, load_tokenizer
+    from forebear.datasets import encode
 
-    ends = {files.records: True, files.queries: False}
-    points = [open_point(files.manifest, file, params.max_length, params.gpus, end=end) for file, end in ends.items()]
+    directory = Path(files.manifest).parent
+    model, tokenizer = load_model(directory).to(device_for(params.gpus)), load_tokenizer(directory)
+    ends = [(documents, True), (queries, False)]
+    examples = [encode(records, tokenizer, params.max_length, end=end) for records, end in ends]
     with measured() as overhead:
-        embeddings = [mean_hidden_states(point.model, point.examples, params.batch_tokens) for point in points]
+        embeddings = [mean_hidden_states(model, part, params.batch_tokens) for part in examples]
     with measured() as cost:
         scores = cosine_scores(*embeddings)
 elif params.estimator == "bm25":

@@ -35,6 +35,8 @@ for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
     overhead = [read_cost(source) for source in params.overhead[name]]
     rows.append({"estimator": name, **evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed)})
 
+rows += [{"estimator": name, "undefined": f"undefined: {reason}"} for name, reason in params.undefined.items()]
+
 summary = {"answered_correctly": sum(answer["correct"] for answer in answers) / len(answers)}
 if bank:
     summary["noise_ceiling"] = dict(zip(("value", "low", "high"), noise_ceiling(bank, params.seed), strict=True))

@@ -22,7 +22,7 @@ from forebear.checkpoints import device_for, load_model, load_tokenizer
 from forebear.datasets import collection_digest, encode, file_digest, read_records
 from forebear.manifests import read_manifest
 from forebear.progress import progress
-from forebear.retraining import retrain
+from forebear.retraining import prepare_stage, retrain
 from forebear.training import Schedule, build_model, build_tokenizer
 
 params, files = snakemake.params, snakemake.input
@@ -34,13 +34,16 @@ if files.initial:
     tokenizer = load_tokenizer(Path(files.initial).parent)
 else:
     tokenizer = build_tokenizer([record for part in [*records, queries] for record in part])
-examples = [encode(part, tokenizer, params.max_length) for part in records[params.first_stage :]]
-schedules = [Schedule(**training) for training in params.training]
-measured_queries = encode(queries, tokenizer, params.max_length, end=False)
+stages = [
+    prepare_stage(part, tokenizer, params.max_length, task, Schedule(**training))
+    for part, task, training in zip(records[params.first_stage :], params.tasks, params.training, strict=True)
+]
+measured_queries = encode(queries, tokenizer, params.max_length, end=False, classes=stages[-1].classes)
 
 recipe = {
     "initial": read_manifest(files.initial)["model_digest"] if files.initial else params.model,
     "training": params.training,
+    "tasks": params.tasks,
     "max_length": params.max_length,
     "data": [file_digest(file) for file in [*files.records, files.queries]],
     "engine": params.engine,
@@ -48,8 +51,8 @@ recipe = {
 plan = plan_retrainings(params.subsets, params.repeats, params.seed)[params.shard - 1 :: params.shards]
 rows = []
 for retraining in progress(plan, "retrainings", "model"):
-    masks = [subsets[stage][retraining.subset] if stage in subsets else None for stage in params.stages]
-    drawn = np.concatenate([subsets[stage][retraining.subset] for stage in params.attributed])
+    masks = {stage: masks[retraining.subset] for stage, masks in subsets.items()}
+    drawn = np.concatenate([masks[stage] for stage in params.attributed])
     path = Path(params.bank) / f"{retraining_key(recipe, drawn, retraining.seed)}.h5"
     if not path.exists():
         model = (
@@ -57,8 +60,8 @@ for retraining in progress(plan, "retrainings", "model"):
             if files.initial
             else build_model(params.model, tokenizer, retraining.seed)
         ).to(device_for(params.gpus))
-        stages = list(zip(examples, schedules, masks, strict=True))
-        losses = retrain(model, stages, measured_queries, retraining.seed, params.first_stage)
+        subset = [masks.get(stage) for stage in params.stages]
+        losses = retrain(model, stages, subset, measured_queries, retraining.seed, params.first_stage)
         write_measurement(path, retraining, losses.numpy())
     rows.append((retraining.subset, retraining.seed, read_measurement(path)))
 

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
-from forebear.datasets import encode, file_digest, read_records
+from forebear.datasets import classes_of, encode, file_digest, read_records
+from forebear.heads import classes_by_label, with_head
 from forebear.training import Schedule, build_model, build_tokenizer, train
 
 params = snakemake.params
@@ -22,7 +23,9 @@ else:
     model = build_model(params.model, tokenizer, params.seed)
 
 check_context(model, params.max_length)
-examples = encode(read_records(snakemake.input.records), tokenizer, params.max_length)
+records = read_records(snakemake.input.records)
+model = with_head(model, params.task, classes_of(records), params.seed)
+examples = encode(records, tokenizer, params.max_length, classes=classes_by_label(model))
 with measured() as cost:
     model, record = train(
         model.to(device_for(params.gpus)),

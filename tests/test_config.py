@@ -59,6 +59,8 @@ def test_the_chains_of_an_ensemble_are_studies_that_differ_in_their_seed():
         ("studies.tiny.corpus.countrys", 3, "unknown key `studies.tiny.corpus.countrys`"),
         ("studies.tiny.corpus.query_countries", 8, "must be smaller than `countries`"),
         ("studies.tiny.ground_truth.repeats", 5, "`repeats` cannot exceed `subsets`"),
+        ("studies.tiny.stages.0.task", "classification", "language modelling cannot follow"),
+        ("studies.tiny.stages.1.task", "clasification", "stages.1.task"),
         ("studies.tiny.stages.0.training", None, "either `training` or `checkpoint`"),
         ("studies.tiny.stages.1.checkpoint", "folder", "either `training` or `checkpoint`"),
         ("studies.tiny.stages.0", {"name": "pretraining", "checkpoint": "folder", "damping": 1}, "give `model` if"),
@@ -74,6 +76,18 @@ def test_a_mistake_is_one_sentence(path: str, value: object, words: str):
     message = str(caught.value)
     assert words in message
     assert "\n" not in message
+
+
+def test_what_needs_the_documents_at_the_last_model_is_undefined_when_the_head_was_replaced():
+    study = parse_config(changed("studies.tiny.stages.1.task", "classification")).studies["tiny"]
+    assert study.undefined == {"singlestage-ekfac": "the head was replaced"}
+    assert set(study.computed) == set(study.estimators) - {"singlestage-ekfac"}
+    assert parse_config(TINY).studies["tiny"].undefined == {}
+
+
+def test_attributed_stages_come_in_the_order_of_the_chain():
+    config = changed("studies.tiny.attributed_stages", ["finetuning", "pretraining"])
+    assert parse_config(config).studies["tiny"].attributed == ["pretraining", "finetuning"]
 
 
 def test_the_reference_page_is_that_of_the_schema():

@@ -200,3 +200,13 @@ def test_mistakes_are_refused():
         plot_spearman(make_evaluation([("oracle", 0.9, 1.0, 1.0)]), CEILING, "title")
     with pytest.raises(ForebearError, match="bm25 has an LDS but"):
         plot_spearman(make_evaluation([("bm25", 0.9, NAN, 1.0)]), CEILING, "title")
+
+
+def test_the_legend_says_why_an_estimator_is_undefined():
+    table = make_evaluation().assign(undefined=None)
+    row = table["estimator"] == "singlestage-ekfac"
+    table.loc[row, ["lds", "lds_low", "lds_high", "overhead_seconds", "scoring_seconds", "pairs"]] = NAN
+    table.loc[row, "undefined"] = "undefined: the head was replaced"
+    figure = plot_spearman(table, CEILING, "title")
+    assert "single-stage EK-FAC: undefined: the head was replaced" in legend_texts(figure)
+    assert "singlestage-ekfac/filled" not in marks(figure)

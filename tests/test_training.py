@@ -9,7 +9,7 @@ from forebear.chain import default_pull
 from forebear.datasets import encode
 from forebear.errors import ForebearError
 from forebear.facts import build_facts
-from forebear.retraining import retrain
+from forebear.retraining import RetrainedStage, retrain
 from forebear.training import Schedule, _micro_batches, _steps, build_model, build_tokenizer, evaluate_losses, train
 
 MODEL = {
@@ -74,7 +74,7 @@ def test_retraining_on_everything_is_the_training(examples, tokenizer):
     model = build_model(MODEL, tokenizer, 0)
     everything = np.ones(len(examples), bool)
     trained, _ = train(model, examples, SCHEDULE, (0, 0))
-    losses = retrain(model, [(examples, SCHEDULE, everything)], examples, 0)
+    losses = retrain(model, [RetrainedStage(examples, SCHEDULE)], [everything], examples, 0)
     assert torch.equal(losses, evaluate_losses(trained, examples))
 
 

@@ -1,11 +1,12 @@
-"""What a model answers: greedy continuations of prompts, judged by exact match."""
+"""What a model answers: greedy continuations of prompts, or classes of texts, judged by exact match."""
 
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forebear.datasets import encode
+from forebear.datasets import Example, encode
+from forebear.heads import classes_by_label, is_classifier, position_logits
 from forebear.progress import progress
 from forebear.training import evaluate_losses
 
@@ -19,29 +20,36 @@ def answer_queries(
     """For every query: `id`, the model's `answer`, whether it is `correct`, and its `loss`.
 
     The loss is the summed cross-entropy of the reference answer, in nats. An answer is
-    correct if its tokens up to the end-of-sequence token are the reference's.
+    correct if its tokens up to the end-of-sequence token, or its class, are the reference's.
     """
-    examples = encode(queries, tokenizer, max_length, end=False)
-    losses = evaluate_losses(model, examples)
+    examples = encode(queries, tokenizer, max_length, end=False, classes=classes_by_label(model))
+    answer = _label if is_classifier(model) else _continuation
     answers = []
-    for query, example, loss in zip(progress(queries, "answers", "query"), examples, losses.tolist(), strict=True):
-        prompt, reference = example.ids[: example.first_target], example.ids[example.first_target :]
-        generated = model.generate(
-            prompt[None].to(model.device),
-            attention_mask=torch.ones_like(prompt)[None].to(model.device),
-            max_new_tokens=len(reference) + SLACK,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id or 0,
-            eos_token_id=tokenizer.eos_token_id,
-        )[0, len(prompt) :].cpu()
-        tokens = generated.tolist()
-        answer = generated[: tokens.index(end)] if (end := tokenizer.eos_token_id) in tokens else generated
-        answers.append(
-            {
-                "id": query["id"],
-                "answer": tokenizer.decode(answer) or "(nothing)",
-                "correct": torch.equal(answer, reference),
-                "loss": loss,
-            }
-        )
+    for query, example, loss in zip(
+        progress(queries, "answers", "query"), examples, evaluate_losses(model, examples).tolist(), strict=True
+    ):
+        text, correct = answer(model, tokenizer, example)
+        answers.append({"id": query["id"], "answer": text or "(nothing)", "correct": correct, "loss": loss})
     return answers
+
+
+def _label(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, bool]:
+    """The likeliest class, and whether it is the right one."""
+    chosen = position_logits(model, example.ids[None].to(model.device))[0, -1].argmax().item()
+    return model.config.id2label[chosen], chosen == example.label
+
+
+def _continuation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, bool]:
+    """The greedy answer to a prompt, and whether it is the reference."""
+    prompt, reference = example.ids[: example.first_target], example.ids[example.first_target :]
+    generated = model.generate(
+        prompt[None].to(model.device),
+        attention_mask=torch.ones_like(prompt)[None].to(model.device),
+        max_new_tokens=len(reference) + SLACK,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        eos_token_id=tokenizer.eos_token_id,
+    )[0, len(prompt) :].cpu()
+    tokens = generated.tolist()
+    answer = generated[: tokens.index(end)] if (end := tokenizer.eos_token_id) in tokens else generated
+    return tokenizer.decode(answer), torch.equal(answer, reference)

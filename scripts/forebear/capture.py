@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from forebear.blocks import Block
 from forebear.datasets import IGNORED, Batch, Example
 from forebear.errors import ForebearError
+from forebear.heads import position_logits
 from forebear.memory import aligned_empty
 from forebear.training import check_losses, sequence_losses
 
-Labels = Callable[[Tensor, Batch], Tensor]  # (logits [B, T, V], batch) → labels [B, T]
+Labels = Callable[[Tensor, Batch], Tensor]  # (logits [B, T, V or C], batch) → labels [B, T]
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class Captured:
 
     The gradient of sequence b's summed loss with respect to a map's weight is
     Σ_t gradients[b, t] activations[b, t]ᵀ. Activations end in a one where the map has a
-    bias. Gradients are zero at the positions that carry none (padding, the last of a
-    sequence); activations are not.
+    bias. Gradients are zero at the positions that carry none (padding, the last of a language
+    model's sequence); activations are not.
     """
 
     activations: dict[str, Tensor]  # module → [B, T, I]
     gradients: dict[str, Tensor]  # module → [B, T, O]
     losses: Tensor  # [B]
-    positions: Tensor  # [B, T] bool: real, and not the last of its sequence
+    positions: Tensor  # [B, T] bool, as in the batch
 
     def block(self, block: Block) -> tuple[Tensor, Tensor]:
         """(activations [B, T, I], gradients [B, T, O]) of one block."""
@@ -80,7 +81,7 @@ def capture(
     batch = batch.to(model.device)
     bias = {block.module: block.bias for block in blocks}
     with _recorded(model, list(bias)) as (inputs, outputs), torch.enable_grad():
-        logits = model(batch.ids, use_cache=False).logits
+        logits = position_logits(model, batch.ids)
         if unused := [module for module in bias if module not in outputs]:
             raise ForebearError(f"{', '.join(unused)}: not used by the model, so they cannot be tracked.")
         losses = sequence_losses(logits, labels(logits, batch))

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import forebear
 from forebear.errors import ForebearError
@@ -94,11 +101,12 @@ def check_context(model: PreTrainedModel, max_length: int) -> None:
 
 
 def load_model(directory: str | Path) -> PreTrainedModel:
-    """The model in evaluation mode with frozen parameters, from safetensors."""
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
-    return model.eval().requires_grad_(False)
+    """The language model or classifier in evaluation mode with frozen parameters, from safetensors."""
+    options = {"trust_remote_code": False, "local_files_only": True}
+    config = AutoConfig.from_pretrained(directory, **options)
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    return kind.from_pretrained(directory, use_safetensors=True, **options).eval().requires_grad_(False)
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from forebear.errors import ForebearError
-from forebear.estimators import ESTIMATORS
+from forebear.estimators import ESTIMATORS, root
 
+TASKS = ("language_modelling", "classification")  # in the order in which a chain may have them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -42,9 +43,9 @@ class FileCorpus(Section):
     """JSONL files of your own."""
 
     documents: dict[str, Path]
-    """For each stage, a file of {"text"} or {"prompt", "completion"} lines."""
+    """For each stage, a file of {"text"}, {"prompt", "completion"} or {"text", "label"} lines."""
     queries: Path
-    """A file of {"prompt", "completion"} lines, optionally with `relevant` and `group`."""
+    """A file of {"prompt", "completion"} or {"text", "label"} lines, optionally with `relevant` and `group`."""
 
 
 class Training(Section):
@@ -101,6 +102,8 @@ class Stage(Section):
 
     name: Name
     """Names the stage's files and its documents in `corpus`."""
+    task: Literal[TASKS] = "language_modelling"
+    """What it learns: `language_modelling`, or `classification` by `label` with a new head."""
     training: Training | None = None
     """How the stage is trained; `checkpoint` is the other possibility."""
     checkpoint: Checkpoint | None = None
@@ -227,6 +230,9 @@ class Study(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError("two stages have the same name")
+        tasks = [stage.task for stage in self.stages]
+        if sorted(tasks, key=TASKS.index) != tasks:
+            raise ValueError("a stage of language modelling cannot follow one of classification")
         for name in self.attributed_stages:
             if name not in names:
                 raise ValueError(f"`attributed_stages` has {name!r}, which is none of the stages {', '.join(names)}")
@@ -256,6 +262,19 @@ class Study(Section):
         """The stages whose documents are scored, in the order of the chain."""
         chosen = self.attributed_stages or self.stage_names[:1]
         return [name for name in self.stage_names if name in chosen]
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """The study's estimators that are not defined on its chain, with the reason."""
+        replaced = any(self.stage(name).task != self.stages[-1].task for name in self.attributed)
+        return {
+            name: "the head was replaced" for name in self.estimators if replaced and ESTIMATORS[root(name)].at_last
+        }
+
+    @property
+    def computed(self) -> list[str]:
+        """The study's estimators that are defined on its chain."""
+        return [name for name in self.estimators if name not in self.undefined]
 
     @property
     def retrainable(self) -> bool:

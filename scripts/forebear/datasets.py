@@ -1,13 +1,14 @@
 """Records → token sequences → padded batches, and the one place where labels are shifted.
 
 A record is a JSON object with either `text` (every token is a target) or `prompt` and
-`completion` (only the completion's tokens are). It may carry `id`, and queries may carry
+`completion` (only the completion's tokens are). A classifier's has `text` and `label`; its
+one target is the class, at the last token. It may carry `id`, and queries may carry
 `relevant` (ids of the documents that state the answer) and `group`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,16 @@ IGNORED = -100  # the label of a position without a target; cross_entropy's defa
 
 @dataclass(frozen=True)
 class Example:
-    """One token sequence; the loss is on `ids[first_target:]`."""
+    """One token sequence; the loss is on `ids[first_target:]`, or on the class if there is one."""
 
     ids: Tensor  # [T] int64
     first_target: int
+    label: int | None = None  # the class of the whole sequence
+
+    @property
+    def positions(self) -> int:
+        """How many positions can carry loss: a language model's last one has nothing to predict."""
+        return len(self.ids) - (self.label is None)
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class Batch:
 
     indices: Tensor  # [B] places of the sequences in the data set
     ids: Tensor  # [B, T]
-    labels: Tensor  # [B, T] the token that position t must predict, or IGNORED
-    positions: Tensor  # [B, T] bool: real, and not the last of its sequence
+    labels: Tensor  # [B, T] the token or class that position t must predict, or IGNORED
+    positions: Tensor  # [B, T] bool: the first `Example.positions` of each sequence
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(self.indices, self.ids.to(device), self.labels.to(device), self.positions.to(device))
@@ -84,8 +91,9 @@ def _parse_record(raw: bytes, where: str) -> dict:
             raise ForebearError(
                 f"{where}: needs a non-empty string `text`, or `prompt` and `completion`; `{key}` is missing or empty."
             )
-    if "id" in record and not isinstance(record["id"], str):
-        raise ForebearError(f"{where}: `id` must be a string, found {record['id']!r}.")
+    for key in ("id", "label"):
+        if key in record and not isinstance(record[key], str):
+            raise ForebearError(f"{where}: `{key}` must be a string, found {record[key]!r}.")
     return record
 
 
@@ -117,8 +125,14 @@ def collection_digest(paths: Sequence[str | Path]) -> str:
     return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
 
 
-def encode(records: Sequence[dict], tokenizer, max_length: int, end: bool = True) -> list[Example]:
-    """Tokenise records as `<bos> prompt completion <eos>`.
+def encode(
+    records: Sequence[dict],
+    tokenizer,
+    max_length: int,
+    end: bool = True,
+    classes: Mapping[str, int] | None = None,
+) -> list[Example]:
+    """Tokenise records as `<bos> prompt completion <eos>`, or `<bos> text` for a classifier.
 
     A sequence over `max_length` tokens loses the beginning of its prompt (or the end of
     its text), so that the targets stay; how many were cut is printed.
@@ -126,7 +140,10 @@ def encode(records: Sequence[dict], tokenizer, max_length: int, end: bool = True
     Args:
         end: append the end-of-sequence token as a target (training data); a query's
             measurement leaves it out.
+        classes: a classifier's labels; None for a language model.
     """
+    if classes is not None:
+        return [_labelled(record, tokenizer, max_length, classes) for record in records]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     head = [] if bos is None else [bos]
     tail = [eos] if end and eos is not None else []
@@ -156,6 +173,22 @@ def encode(records: Sequence[dict], tokenizer, max_length: int, end: bool = True
     return examples
 
 
+def _labelled(record: dict, tokenizer, max_length: int, classes: Mapping[str, int]) -> Example:
+    if record.get("label") not in classes:
+        raise ForebearError(
+            f"record {record['id']!r}: its label is {record.get('label')!r}, but the classifier knows "
+            f"{', '.join(map(repr, classes))}; correct it."
+        )
+    head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = (head + tokenizer(full_text(record), add_special_tokens=False)["input_ids"])[:max_length]
+    return Example(torch.tensor(ids), len(ids), classes[record["label"]])
+
+
+def classes_of(records: Sequence[dict]) -> list[str]:
+    """The labels of a classifier's training records, in alphabetical order."""
+    return sorted({record["label"] for record in records if "label" in record})
+
+
 def shifted_labels(ids: Tensor, first_targets: Tensor, lengths: Tensor) -> Tensor:
     """labels[b, t] = ids[b, t + 1] where token t + 1 is a target, else IGNORED.
 
@@ -175,7 +208,10 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
     lengths = torch.tensor([len(e.ids) for e in chosen])
     ids = torch.nn.utils.rnn.pad_sequence([e.ids for e in chosen], batch_first=True)
     labels = shifted_labels(ids, torch.tensor([e.first_target for e in chosen]), lengths)
-    positions = torch.arange(ids.shape[1]) < lengths[:, None] - 1
+    for row, example in enumerate(chosen):
+        if example.label is not None:
+            labels[row, len(example.ids) - 1] = example.label
+    positions = torch.arange(ids.shape[1]) < torch.tensor([e.positions for e in chosen])[:, None]
     return Batch(torch.as_tensor(indices), ids, labels, positions)
 
 
@@ -200,5 +236,5 @@ def batches(examples: Sequence[Example], batch_tokens: int) -> list[Batch]:
 
 
 def number_of_positions(examples: Sequence[Example]) -> int:
-    """Real positions except the last of each sequence: what covariances average over."""
-    return sum(len(e.ids) - 1 for e in examples)
+    """Positions of all sequences that can carry loss: what covariances average over."""
+    return sum(e.positions for e in examples)

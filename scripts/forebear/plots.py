@@ -92,7 +92,7 @@ def plot_spearman(evaluation: pd.DataFrame, ceiling: tuple[float, float, float],
     Args:
         evaluation: one row an estimator. Read are `estimator` (a key of ESTIMATORS), `lds`, `lds_low`,
             `lds_high` (Spearman's ρ; NaN where undefined), `overhead_seconds`, `scoring_seconds` (both
-            for all pairs) and `pairs` (N×Q).
+            for all pairs), `pairs` (N×Q) and, where there is one, `undefined` (why there is no LDS).
         ceiling: the noise ceiling's LDS and interval (value, low, high); NaN if it was not measured.
         title: of the figure.
 
@@ -336,7 +336,7 @@ def _draw_legend(axes: Axes, evaluation: pd.DataFrame, ceiling: tuple[float, flo
             if np.isfinite(row.lds):
                 entries.append((mark, f"{_number(row.lds)}  {ESTIMATORS[row.estimator].label}"))
             else:
-                entries.append((blank, f"{ESTIMATORS[row.estimator].label}: {UNDEFINED}"))
+                entries.append((blank, f"{ESTIMATORS[row.estimator].label}: {_why_undefined(row)}"))
 
     add_heading("marks")
     grey = {"linestyle": "none", "marker": "o", "color": "0.3"}
@@ -360,6 +360,12 @@ def _draw_legend(axes: Axes, evaluation: pd.DataFrame, ceiling: tuple[float, flo
     for place, text in enumerate(legend.get_texts()):
         if place in headings:
             text.set(fontweight="bold", color="0.2")
+
+
+def _why_undefined(row) -> str:
+    """The table's own words where it has some."""
+    reason = getattr(row, "undefined", None)
+    return reason if isinstance(reason, str) else UNDEFINED
 
 
 def _by_family(evaluation: pd.DataFrame) -> list[tuple[str, list]]:

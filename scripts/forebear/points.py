@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from forebear.blocks import Block, summary, tracked_blocks
 from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer
 from forebear.datasets import Example, encode, number_of_positions, read_records
+from forebear.heads import classes_by_label
 from forebear.manifests import point_digests
 
 
@@ -39,7 +40,8 @@ def open_point(
     digests = point_digests(manifest, records)
     model = load_model(directory).to(device_for(gpus))
     check_context(model, max_length)
-    examples = encode(read_records(records), load_tokenizer(directory), max_length, end=end)
+    classes = classes_by_label(model)
+    examples = encode(read_records(records), load_tokenizer(directory), max_length, end=end, classes=classes)
     blocks = tracked_blocks(model, split_heads)
     print(summary(model, blocks))
     return Point(model, blocks, examples, digests)

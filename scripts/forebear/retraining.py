@@ -1,18 +1,38 @@
 """Retraining on a subset of the documents: what every estimator is judged by."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forebear.datasets import Example
+from forebear.datasets import Example, classes_of, encode
+from forebear.heads import with_head
 from forebear.training import Schedule, evaluate_losses, train
+
+
+@dataclass(frozen=True)
+class RetrainedStage:
+    """One stage as it is retrained, on all or some of its examples."""
+
+    examples: Sequence[Example]
+    schedule: Schedule
+    task: str = "language_modelling"
+    classes: Mapping[str, int] | None = None  # label → class, of a classification
+
+
+def prepare_stage(records: Sequence[dict], tokenizer, max_length: int, task: str, schedule: Schedule) -> RetrainedStage:
+    """A stage's records as its task sees them."""
+    labels = classes_of(records) if task == "classification" else None
+    classes = None if labels is None else {label: k for k, label in enumerate(labels)}
+    return RetrainedStage(encode(records, tokenizer, max_length, classes=classes), schedule, task, classes)
 
 
 def retrain(
     initial: PreTrainedModel,
-    stages: Sequence[tuple[Sequence[Example], Schedule, np.ndarray | None]],
+    stages: Sequence[RetrainedStage],
+    subsets: Sequence[np.ndarray | None],
     queries: Sequence[Example],
     seed: int,
     first_stage: int = 0,
@@ -22,14 +42,16 @@ def retrain(
 
     Args:
         initial: where the first attributed stage starts.
-        stages: (sequences, schedule, [N] bool mask over the sequences or None for all) of the
-            first attributed stage and those after it.
-        first_stage: that stage's place in the chain; the place seeds a stage's data order.
+        stages: the first attributed stage and those after it.
+        subsets: of each of these, [N] bool over its examples, or None for all.
+        seed: of new heads and, with a stage's place, of its data order.
+        first_stage: the first attributed stage's place in the chain.
 
     Returns:
         The measurement m of every query at the last model, [Q].
     """
     model = initial
-    for place, (examples, schedule, subset) in enumerate(stages, start=first_stage):
-        model, _ = train(model, examples, schedule, (seed, place), subset, description)
+    for place, (stage, subset) in enumerate(zip(stages, subsets, strict=True), start=first_stage):
+        model = with_head(model, stage.task, list(stage.classes or ()), seed)
+        model, _ = train(model, stage.examples, stage.schedule, (seed, place), subset, description)
     return evaluate_losses(model, queries)

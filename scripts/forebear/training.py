@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from forebear.datasets import IGNORED, Batch, Example, batch_indices, collate, full_text
 from forebear.errors import ForebearError, shortened
+from forebear.heads import position_logits
 from forebear.progress import progress
 
 # Sequences of one optimizer step that are run together: enough to fill a core, while
@@ -84,7 +85,7 @@ def build_model(model_config: dict, tokenizer, seed: int) -> PreTrainedModel:
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over all targets; logits [B, T, V], labels [B, T]."""
+    """Cross-entropy summed over all targets; logits [B, T, V or C], labels [B, T]."""
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -122,7 +123,7 @@ def evaluate_losses(
     losses = torch.empty(len(chosen))
     for indices in batch_indices([examples[i] for i in chosen], batch_tokens):
         batch = collate(examples, chosen[indices].tolist()).to(model.device)
-        losses[indices] = sequence_losses(model(batch.ids).logits.float(), batch.labels).cpu()
+        losses[indices] = sequence_losses(position_logits(model, batch.ids).float(), batch.labels).cpu()
         check_losses(losses[indices], batch.indices, description)
     return losses
 
@@ -160,7 +161,7 @@ def train(
         optimizer.zero_grad()
         for part in _micro_batches(examples, step):
             part = part.to(model.device)
-            logits = model(part.ids, use_cache=False).logits
+            logits = position_logits(model, part.ids)
             loss = summed_loss(logits, part.labels)
             (loss / len(step)).backward()
             if not torch.isfinite(loss):
