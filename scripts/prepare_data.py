@@ -4,13 +4,13 @@ from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
+from forebear.corpora import build_corpus
 from forebear.datasets import read_records, write_records
-from forebear.facts import build_facts
 from forebear.writing import atomic_path
 
 dataset, corpus = snakemake.params.dataset, dict(snakemake.params.corpus)
-if corpus.pop("embedded", None) == "facts":
-    records = build_facts(**corpus, seed=snakemake.params.seed)[dataset]
+if "embedded" in corpus:
+    records = build_corpus(**corpus, seed=snakemake.params.seed)[dataset]
 else:
     records = read_records(snakemake.input.file)
 with atomic_path(snakemake.output.records) as path:

@@ -43,6 +43,11 @@ def test_the_chains_of_an_ensemble_are_studies_that_differ_in_their_seed():
     assert studies["tiny~2"].stages == studies["tiny"].stages
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_folder_is_valid_and_runs_by_its_name(path):
+    assert list(read_config(path).studies) == [read_config(path).study] == [path.stem]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [

@@ -1,6 +1,7 @@
 """The embedded prose and the corpora made of it."""
 
-from forebear.speeches import read_passages
+from forebear.midtraining import build_midtraining
+from forebear.speeches import ERAS, build_speeches, era, plainest, read_passages
 
 
 def test_passages_are_prose_with_their_speaker():
@@ -11,3 +12,38 @@ def test_passages_are_prose_with_their_speaker():
     years = [passage["year"] for passage in passages]
     assert years == sorted(years)
     assert (years[0], years[-1]) == (1790, 2026)
+
+
+def test_queries_are_excerpts_of_documents_that_fine_tuning_never_sees():
+    corpus = build_speeches(passages=60, query_passages=20)
+    documents = {document["id"]: document["text"] for document in corpus["pretraining"]}
+    assert (len(documents), len(corpus["finetuning"]), len(corpus["queries"])) == (60, 40, 20)
+    for record in corpus["finetuning"] + corpus["queries"]:
+        excerpt, cue = record["text"].rsplit(" ", 1)
+        assert documents[record["id"]].startswith(excerpt)
+        assert f" {cue} " in documents[record["id"]]
+        assert record["label"] == era(int(documents[record["id"]].rsplit(" ", 1)[1]))
+    asked = {query["id"] for query in corpus["queries"]}
+    assert all(query["relevant"] == [query["id"]] for query in corpus["queries"])
+    assert not asked & {record["id"] for record in corpus["finetuning"]}
+    assert {era(year) for year in (1790, 1860, 1861, 2026)} == {label for label, _ in ERAS}
+
+
+def test_documents_of_two_stages_state_one_fact():
+    corpus = build_midtraining(countries=20, query_countries=6, passages=30)
+    prose = {document["id"] for document in corpus["pretraining"]}
+    statements = {document["id"] for document in corpus["midtraining"]}
+    assert len(statements) == 20 * 4 * 3
+    assert not prose & statements
+    relevant = [set(query["relevant"]) for query in corpus["queries"]]
+    assert all(len(ids & statements) == 3 for ids in relevant)
+    assert any(ids & prose for ids in relevant)
+
+
+def test_plain_passages_need_few_words():
+    passages = read_passages()
+
+    def vocabulary(chosen: list[dict]) -> int:
+        return len({word for passage in chosen for word in passage["text"].split()})
+
+    assert vocabulary(plainest(passages, 300)) < 0.7 * vocabulary(passages[::19][:300])

@@ -38,6 +38,51 @@ class FactsCorpus(Section):
             raise ValueError("`query_countries` must be smaller than `countries`, or nothing is left to fine-tune on")
         return self
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it has documents for."""
+        return ("pretraining", "finetuning")
+
+
+class MidtrainingCorpus(FactsCorpus):
+    """General prose, then the statements, then questions."""
+
+    embedded: Literal["midtraining"]
+    """Name of an embedded corpus."""
+    countries: int = Field(80, ge=2, le=120)
+    """How many countries, the most populous first."""
+    query_countries: int = Field(30, ge=1)
+    """How many of them only the queries ask about."""
+    passages: int = Field(300, ge=1, le=5843)
+    """How many passages of State of the Union addresses are in the corpus, those of the plainest words."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("pretraining", "midtraining", "finetuning")
+
+
+class SpeechesCorpus(Section):
+    """Passages of State of the Union addresses, and their eras."""
+
+    embedded: Literal["speeches"]
+    """Name of an embedded corpus."""
+    passages: int = Field(300, ge=1, le=5843)
+    """How many passages of State of the Union addresses are in the corpus, those of the plainest words."""
+    query_passages: int = Field(100, ge=1)
+    """How many of them the queries are excerpts of; fine-tuning sees excerpts of the others."""
+    excerpt: float = Field(0.8, gt=0, le=1)
+    """Fraction of a passage's words in its excerpt."""
+
+    @model_validator(mode="after")
+    def _some_left(self):
+        if self.query_passages >= self.passages:
+            raise ValueError("`query_passages` must be smaller than `passages`, or nothing is left to fine-tune on")
+        return self
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("pretraining", "finetuning")
+
 
 class FileCorpus(Section):
     """JSONL files of your own."""
@@ -46,6 +91,13 @@ class FileCorpus(Section):
     """For each stage, a file of {"text"}, {"prompt", "completion"} or {"text", "label"} lines."""
     queries: Path
     """A file of {"prompt", "completion"} or {"text", "label"} lines, optionally with `relevant` and `group`."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(self.documents)
+
+
+EMBEDDED = {"facts": FactsCorpus, "midtraining": MidtrainingCorpus, "speeches": SpeechesCorpus}
 
 
 class Training(Section):
@@ -159,7 +211,7 @@ class GroundTruth(Section):
 class Study(Section):
     """A chain of stages, its data, and what is computed on it."""
 
-    corpus: FactsCorpus | FileCorpus
+    corpus: FactsCorpus | MidtrainingCorpus | SpeechesCorpus | FileCorpus
     """Where documents and queries come from."""
     model: dict[str, str | int | float | bool] | None = None
     """The first stage's architecture, if it is trained: transformers' `model_type` and options of its config."""
@@ -198,7 +250,11 @@ class Study(Section):
     @classmethod
     def _embedded_or_files(cls, value):
         if isinstance(value, dict):
-            return FactsCorpus(**value) if "embedded" in value else FileCorpus(**value)
+            if value.get("embedded", "facts") not in EMBEDDED:
+                raise ValueError(
+                    f"there is no embedded corpus {value['embedded']!r}; choose from {', '.join(EMBEDDED)}"
+                )
+            return EMBEDDED[value["embedded"]](**value) if "embedded" in value else FileCorpus(**value)
         return value
 
     @field_validator("model")
@@ -236,11 +292,10 @@ class Study(Section):
         for name in self.attributed_stages:
             if name not in names:
                 raise ValueError(f"`attributed_stages` has {name!r}, which is none of the stages {', '.join(names)}")
-        known = set(self.corpus.documents) if isinstance(self.corpus, FileCorpus) else {"pretraining", "finetuning"}
         for name in names:
-            if name not in known:
+            if name not in self.corpus.stages:
                 raise ValueError(
-                    f"the corpus has no documents for the stage {name!r}; it has {', '.join(sorted(known))}"
+                    f"the corpus has no documents for the stage {name!r}; it has {', '.join(sorted(self.corpus.stages))}"
                 )
         return self
 
@@ -384,7 +439,7 @@ def _short(value: object) -> str:
 
 def reference() -> str:
     """All keys as a Markdown table."""
-    return "\n".join(["| key | meaning | default |", "| --- | --- | --- |", *_rows(Config)])
+    return "\n".join(["| key | meaning | default |", "| --- | --- | --- |", *dict.fromkeys(_rows(Config))])
 
 
 def _rows(section: type[BaseModel], prefix: str = "") -> list[str]:
@@ -401,7 +456,7 @@ def _rows(section: type[BaseModel], prefix: str = "") -> list[str]:
 # Keys that hold a section, or a collection of them.
 _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ...]] = {
     (Config, "studies"): ((".*", Study),),
-    (Study, "corpus"): (("", FactsCorpus), ("", FileCorpus)),
+    (Study, "corpus"): (*(("", corpus) for corpus in EMBEDDED.values()), ("", FileCorpus)),
     (Study, "stages"): (("[]", Stage),),
     (Study, "ground_truth"): (("", GroundTruth),),
     (Stage, "training"): (("", Training),),

@@ -1,0 +1,19 @@
+"""The embedded corpora by name: each is a function from its options to plain records."""
+
+from forebear.errors import ForebearError
+from forebear.facts import build_facts
+from forebear.midtraining import build_midtraining
+from forebear.speeches import build_speeches
+
+BUILDERS = {"facts": build_facts, "midtraining": build_midtraining, "speeches": build_speeches}
+
+
+def build_corpus(embedded: str, seed: int, **options) -> dict[str, list[dict]]:
+    """Records of every stage, and of `queries`.
+
+    Args:
+        embedded: name of the corpus; `options` are the arguments of its builder.
+    """
+    if embedded not in BUILDERS:
+        raise ForebearError(f"there is no embedded corpus {embedded!r}; choose from {', '.join(BUILDERS)}.")
+    return BUILDERS[embedded](**options, seed=seed)
