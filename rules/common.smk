@@ -90,11 +90,15 @@ def corpus_file(wildcards):
 
 
 def tokenizer_data(wildcards):
-    """The first stage's vocabulary comes from all data of the study; later stages inherit it."""
+    """The first stage's vocabulary comes from all training data of the study; later stages inherit it.
+
+    Queries have no part in it, so that other queries need no other models.
+    """
     if previous_stage(wildcards.study, wildcards.stage):
         return []
-    names = [*study_of(wildcards).stage_names, "queries"]
-    return [f"results/{wildcards.study}/data/{name}.jsonl" for name in names]
+    return [
+        f"results/{wildcards.study}/data/{name}.jsonl" for name in study_of(wildcards).stage_names
+    ]
 
 
 def previous_manifest(wildcards):
@@ -188,6 +192,13 @@ def evaluation_with_lds(wildcards):
     """The table, for figures that show how estimators predict retraining."""
     check_retrainable(wildcards)
     return f"results/{wildcards.study}/evaluation.csv"
+
+
+def shard_files(wildcards):
+    """What the retraining jobs of a study say they finished."""
+    shards = study_of(wildcards).ground_truth.shards
+    folder = f"results/{wildcards.study}/ground_truth/shards"
+    return [f"{folder}/{k}-of-{shards}.h5" for k in range(1, shards + 1)]
 
 
 def overhead_files(study, estimator):

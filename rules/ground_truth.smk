@@ -34,7 +34,6 @@ rule retrain:
             f"results/{w.study}/data/{stage}.jsonl" for stage in study_of(w).stage_names
         ],
         attributed=attributed_records,
-        queries="results/{study}/data/queries.jsonl",
         initial=initial_manifest,
     output:
         shard="results/{study}/ground_truth/shards/{shard}-of-{shards}.h5",
@@ -69,26 +68,29 @@ rule retrain:
         "../scripts/retrain.py"
 
 
-rule gather_bank:
+rule measure_retrainings:
     input:
         subsets="results/{study}/ground_truth/subsets.h5",
-        shards=lambda w: [
-            f"results/{w.study}/ground_truth/shards/{k}-of-{study_of(w).ground_truth.shards}.h5"
-            for k in range(1, study_of(w).ground_truth.shards + 1)
-        ],
+        shards=shard_files,
+        queries="results/{study}/data/queries.jsonl",
     output:
         bank="results/{study}/ground_truth/bank.h5",
     log:
-        "results/{study}/logs/gather_bank.log",
+        "results/{study}/logs/measure_retrainings.log",
     conda:
         "../envs/forebear.yaml"
+    threads: threads_of
     resources:
-        mem_mb=growing(1000),
-        runtime=growing(10),
+        mem_mb=growing(2000),
+        runtime=growing(120),
+        gpu=from_study("gpus"),
     params:
         study="{study}",
-        engine=engine("gather_bank"),
+        max_length=from_study("max_length"),
+        gpus=from_study("gpus"),
+        bank="results/{study}/ground_truth/retrainings",
+        engine=engine("measure_retrainings"),
     message:
-        "{wildcards.study}: gather the bank of retrainings"
+        "{wildcards.study}: measure the queries at every retrained model"
     script:
-        "../scripts/gather_bank.py"
+        "../scripts/measure_retrainings.py"

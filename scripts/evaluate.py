@@ -23,7 +23,8 @@ digest = {"data_digest": collection_digest(files.records)}
 bank = None
 if files.bank:
     subsets = read_subsets(files.subsets, digest)
-    bank = Bank(np.concatenate([subsets[stage] for stage in params.stages], axis=1), *read_bank(files.bank, digest))
+    measured = read_bank(files.bank, {**digest, "query_data_digest": file_digest(files.queries)})
+    bank = Bank(np.concatenate([subsets[stage] for stage in params.stages], axis=1), *measured)
 relevant = relevant_indices(documents, queries)
 digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from forebear.bank import draw_subsets, plan_retrainings, retraining_key
+from forebear.bank import draw_subsets, plan_retrainings, read_shards, retraining_key, write_shard
 from forebear.evaluation import (
     Bank,
     document_effects,
@@ -126,3 +126,13 @@ def test_a_retraining_is_named_by_all_that_it_depends_on():
         )
         == 4
     )
+
+
+def test_shards_are_put_together_by_seed_and_subset(tmp_path):
+    plan = plan_retrainings(4, 3, seed=0)
+    for k in range(2):
+        part = plan[k::2]
+        write_shard(tmp_path / f"{k}.h5", part, [f"{r.subset}-{r.seed}" for r in part], {})
+    keys = read_shards([tmp_path / "1.h5", tmp_path / "0.h5"])
+    assert keys == {r: f"{r.subset}-{r.seed}" for r in plan}
+    assert list(keys) == plan

@@ -85,17 +85,48 @@ def test_nothing_half_written_is_left(finished):
     assert [path for path in (finished / "results").rglob("*") if "partial" in path.name] == []
 
 
+def retrained_models(folder: Path) -> dict[str, int]:
+    """Key of every retrained model → when its weights were written."""
+    weights = (folder / "results/tiny/ground_truth/retrainings").glob("*/model.safetensors")
+    return {path.parent.name: path.stat().st_mtime_ns for path in weights}
+
+
 def test_more_subsets_retrain_only_the_new_ones(workspace):
-    entries = workspace / "results/tiny/ground_truth/retrainings"
-    before = {path.name: path.stat().st_mtime_ns for path in entries.iterdir()}
+    before = retrained_models(workspace)
     edit_config(workspace, ground_truth={"subsets": 6, "repeats": 3, "shards": 3})
     run = snakemake(workspace, "results/tiny/ground_truth/bank.h5")
     assert run.returncode == 0, run.stdout
-    after = {path.name: path.stat().st_mtime_ns for path in entries.iterdir()}
+    after = retrained_models(workspace)
     assert len(after) == len(before) + 2
-    assert {name: after[name] for name in before} == before
+    assert before.items() < after.items()
     with h5py.File(workspace / "results/tiny/ground_truth/bank.h5") as bank:
         assert bank["subset"][()].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
+
+
+def test_other_queries_are_measured_at_the_models_that_are_there(workspace):
+    before = retrained_models(workspace)
+    queries = workspace / "results/tiny/data/queries.jsonl"
+    queries.write_text("".join(queries.read_text().splitlines(keepends=True)[:-1]))
+    assert not planned_jobs(workspace) & {"train_stage", "draw_subsets", "retrain"}
+    run = snakemake(workspace, "results/tiny/ground_truth/bank.h5")
+    assert run.returncode == 0, run.stdout
+    assert retrained_models(workspace) == before
+    with h5py.File(workspace / "results/tiny/ground_truth/bank.h5") as bank:
+        assert bank["measurements"].shape == (7, 11)
+
+
+def test_a_retraining_that_is_gone_is_named_and_made_again_alone(workspace):
+    before = retrained_models(workspace)
+    gone = next(iter(before))
+    shutil.rmtree(workspace / "results/tiny/ground_truth/retrainings" / gone)
+    refused(
+        workspace, "Add `--forcerun retrain`", "results/tiny/ground_truth/bank.h5", "--forcerun", "measure_retrainings"
+    )
+    run = snakemake(workspace, "results/tiny/ground_truth/bank.h5", "--forcerun", "retrain")
+    assert run.returncode == 0, run.stdout
+    after = retrained_models(workspace)
+    assert after.keys() == before.keys()
+    assert {key for key in after if after[key] != before[key]} == {gone}
 
 
 def test_an_edit_of_the_figures_code_reruns_only_the_figure(workspace):
@@ -111,7 +142,7 @@ def test_an_edit_of_the_curvature_code_retrains_nothing(workspace):
         handle.write("\nUNUSED = 1\n")
     jobs = planned_jobs(workspace)
     assert {"compute_eigenbasis", "precondition_queries", "evaluate"} <= jobs
-    assert not jobs & {"train_stage", "draw_subsets", "retrain", "gather_bank"}
+    assert not jobs & {"train_stage", "draw_subsets", "retrain", "measure_retrainings"}
 
 
 def test_a_chain_of_one_is_planned(workspace):

@@ -1,18 +1,21 @@
-"""The bank of retrainings: subsets, the plan, and one small file for each retraining.
+"""The bank of retrainings: subsets, the plan, and a folder for each retraining.
 
-A retraining is named by a digest of everything that it depends on, and its measurements
-are one file under that name. So a killed job loses at most the retraining in hand, more
-subsets only add files, and nothing is retrained twice.
+A retraining's folder is named by a digest of everything that it depends on, and holds its
+last stage's model; beside the model lie its measurements, one file for each file of
+queries. So a killed job loses at most the retraining in hand, more subsets and other
+queries only add files, and nothing is retrained twice.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from forebear.errors import ForebearError
+from forebear.manifests import read_manifest
 from forebear.store import Attributes, create, open_checked
 
 _SUBSET_STREAM = 3
@@ -48,21 +51,56 @@ def retraining_key(recipe: Mapping, mask: np.ndarray, seed: int) -> str:
     """Names a retraining by what it depends on.
 
     Args:
-        recipe: model, schedules, data digests and engine digest, JSON-compatible.
+        recipe: model, schedules, digests of the training data and of the engine, JSON-compatible.
         mask: [N] bool over the documents of all attributed stages.
     """
     content = json.dumps([recipe, seed], sort_keys=True).encode() + np.packbits(mask).tobytes()
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def write_measurement(path: str | Path, retraining: Retraining, measurements: np.ndarray) -> None:
-    with create(path, "retraining", asdict(retraining)) as file:
+def write_shard(
+    path: str | Path, retrainings: Sequence[Retraining], keys: Sequence[str], attributes: Attributes
+) -> None:
+    """Say which retrainings a job finished, and the keys that name their folders."""
+    with create(path, "retrainings", attributes) as file:
+        file["subset"], file["seed"] = [r.subset for r in retrainings], [r.seed for r in retrainings]
+        file["key"] = np.array(keys, dtype="S")
+
+
+def read_shards(paths: Sequence[str | Path], expected: Attributes | None = None) -> dict[Retraining, str]:
+    """The key of every retraining of several jobs, ordered by seed and subset."""
+    keys = {}
+    for path in paths:
+        with open_checked(path, "retrainings", expected) as file:
+            rows = zip(file["subset"][()].tolist(), file["seed"][()].tolist(), file["key"][()].astype(str).tolist(), strict=True)
+            keys |= {Retraining(subset, seed): key for subset, seed, key in rows}
+    return dict(sorted(keys.items(), key=lambda item: (item[0].seed, item[0].subset)))
+
+
+def checked_folder(path: str | Path) -> Path:
+    """The folder of a retrained model, after checking that it is there and whole.
+
+    Raises:
+        ForebearError: with what to do about it.
+    """
+    path = Path(path)
+    try:
+        read_manifest(path / "manifest.json")
+    except ForebearError as error:
+        raise ForebearError(
+            f"{error} Add `--forcerun retrain`: what is missing is retrained, and nothing else."
+        ) from error
+    return path
+
+
+def write_measurement(path: str | Path, measurements: np.ndarray) -> None:
+    with create(path, "measurements", {}) as file:
         file["measurements"] = measurements
 
 
 def read_measurement(path: str | Path) -> np.ndarray:
     """[Q] measurements of one retraining."""
-    with open_checked(path, "retraining") as file:
+    with open_checked(path, "measurements") as file:
         return file["measurements"][()]
 
 

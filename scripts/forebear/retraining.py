@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from forebear.datasets import Example, classes_of, encode
 from forebear.heads import with_head
-from forebear.training import Schedule, evaluate_losses, train
+from forebear.training import Schedule, train
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,10 @@ def retrain(
     initial: PreTrainedModel,
     stages: Sequence[RetrainedStage],
     subsets: Sequence[np.ndarray | None],
-    queries: Sequence[Example],
     seed: int,
     first_stage: int = 0,
     description: str = "retraining",
-) -> Tensor:
+) -> PreTrainedModel:
     """Train the first attributed stage and every later one, each on its subset or on all its data.
 
     Args:
@@ -48,10 +46,10 @@ def retrain(
         first_stage: the first attributed stage's place in the chain.
 
     Returns:
-        The measurement m of every query at the last model, [Q].
+        The last stage's model, at which queries are measured.
     """
     model = initial
     for place, (stage, subset) in enumerate(zip(stages, subsets, strict=True), start=first_stage):
         model = with_head(model, stage.task, list(stage.classes or ()), seed)
         model, _ = train(model, stage.examples, stage.schedule, (seed, place), subset, description)
-    return evaluate_losses(model, queries)
+    return model
