@@ -19,6 +19,10 @@ include: "rules/figures.smk"
 rule all:
     default_target: True
     input:
-        "results/figures/spearman.png" if CONFIG.studies[CONFIG.study].retrainable else [],
+        (
+            ["results/figures/spearman.png", "results/figures/damping.png"]
+            if CONFIG.studies[CONFIG.study].retrainable
+            else []
+        ),
         f"results/{CONFIG.study}/evaluation.csv",
         f"results/{CONFIG.study}/proponents.md",

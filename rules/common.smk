@@ -111,6 +111,11 @@ def points_of(wildcards):
     return inverse_points(wildcards.columns, study.stage_names, wildcards.stage)
 
 
+def chain_of(wildcards):
+    """The points of a stage's whole chain, its own last."""
+    return inverse_points("multistage-ekfac", study_of(wildcards).stage_names, wildcards.stage)
+
+
 def link_of(wildcards, point):
     """What the config says of one inverse: its damping, its α, and whether it is multiplied by α.
 

@@ -35,6 +35,43 @@ rule evaluate:
         "../scripts/evaluate.py"
 
 
+rule compute_damping_sweep:
+    input:
+        gradients="results/{study}/queries/gradients.h5",
+        eigenbasis=lambda w: [f"results/{w.study}/factors/{p}/eigenbasis.h5" for p in chain_of(w)],
+        eigenvalues=lambda w: [f"results/{w.study}/factors/{p}/eigenvalues.h5" for p in chain_of(w)],
+        manifests=lambda w: [manifest(w.study, p) for p in chain_of(w)],
+        records=lambda w: [f"results/{w.study}/data/{p}.jsonl" for p in chain_of(w)],
+        last=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
+        queries="results/{study}/data/queries.jsonl",
+        subsets="results/{study}/ground_truth/subsets.h5",
+    output:
+        predictions="results/{study}/sweep/{stage}.h5",
+    log:
+        "results/{study}/logs/compute_damping_sweep/{stage}.log",
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(120),
+        gpu=from_study("gpus"),
+    params:
+        study="{study}",
+        stage="{stage}",
+        grid=lambda w: study_of(w).sweep.model_dump(),
+        links=lambda w: [link_of(w, point) for point in chain_of(w)],
+        split_heads=from_study("split_heads"),
+        batch_tokens=from_study("batch_tokens"),
+        max_length=from_study("max_length"),
+        gpus=from_study("gpus"),
+        engine=engine("compute_damping_sweep"),
+    message:
+        "{wildcards.study}: predict the retrainings for many dampings"
+    script:
+        "../scripts/compute_damping_sweep.py"
+
+
 rule list_proponents:
     input:
         scores=lambda w: scores_files(w, study_of(w).computed[0]),

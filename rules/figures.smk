@@ -20,20 +20,47 @@ rule plot_spearman:
         "../scripts/plot_spearman.py"
 
 
-# The figure of the study that the config names.
+rule plot_damping:
+    input:
+        predictions=lambda w: f"results/{w.study}/sweep/{study_of(w).attributed[0]}.h5",
+        bank="results/{study}/ground_truth/bank.h5",
+    output:
+        figure="results/{study}/damping.png",
+        table="results/{study}/damping.csv",
+    log:
+        "results/{study}/logs/plot_damping.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(10),
+    params:
+        study="{study}",
+        seed=from_study("training_seed"),
+        engine=engine("plot_damping"),
+    message:
+        "{wildcards.study}: plot LDS over the dampings"
+    script:
+        "../scripts/plot_damping.py"
+
+
+# The figures of the study that the config names.
 rule publish_figure:
     input:
-        figure=f"results/{CONFIG.study}/spearman.png",
+        figure=f"results/{CONFIG.study}/{{figure}}.png",
     output:
-        figure="results/figures/spearman.png",
+        figure="results/figures/{figure}.png",
     log:
-        "results/figures/publish_figure.log",
+        "results/figures/{figure}.log",
+    wildcard_constraints:
+        figure="spearman|damping",
     localrule: True
     conda:
         "../envs/forebear.yaml"
     params:
         study=CONFIG.study,
+        figure="{figure}",
     message:
-        "publish the figure of {params.study}"
+        "publish the figure {wildcards.figure} of {params.study}"
     shell:
         "cp {input.figure} {output.figure} > {log} 2>&1"

@@ -16,6 +16,7 @@ from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.kronecker import Damping, Eigenbasis, compute_eigenbasis
 from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
 from forebear.self_influence import self_influence
+from forebear.sweep import Grid, subset_gradients, sweep
 
 PULLS = [0.0, 0.3, 0.7]
 DAMPINGS = [Damping(relative=0.01), Damping(relative=0.02), Damping(absolute=0.005)]
@@ -203,6 +204,23 @@ def test_inverses_are_applied_from_the_last_stage_to_the_documents():
     assert inverse_points("finetune-ekfac", stages, "pretraining") == ["finetuning", "middle"]
     assert inverse_points("pretrain-ekfac", stages, "pretraining") == ["pretraining"]
     assert inverse_points("multistage-ekfac", ["only"], "only") == inverse_points("singlestage-ekfac", ["only"], "only")
+
+
+def test_a_sweep_predicts_the_sums_of_each_settings_scores(chain):
+    generator = np.random.default_rng(0)
+    subsets = generator.random((4, len(chain.examples[0]))) < 0.5
+    grid = Grid(alpha=[0.3, 2.0], later=[0.01, 1.0], own=[0.02, 0.5, 4.0])
+    sums = subset_gradients(chain.models[0], chain.blocks, chain.examples[0], subsets, batch_tokens=20)
+    own, *later = chain.curvatures
+    predictions = sweep(chain.queries[2], sums, chain.blocks, own, later[::-1], grid).numpy()
+    for a, k, w in np.ndindex(grid.shape):
+        links = [
+            (replace(c, damping=Damping(relative=grid.later[k]), pull=grid.alpha[a]), grid.alpha[a])
+            for c in later[::-1]
+        ]
+        links.append((replace(own, damping=Damping(relative=grid.own[w])), 1.0))
+        expected = subsets @ chain.scores(links, 0, 2)
+        assert relative_difference(predictions[a, k, w], expected) < 1e-6  # predictions are kept in float32
 
 
 def streamed(chain, columns, requests, batch_tokens=40, skip=None):

@@ -15,6 +15,7 @@ from forebear.evaluation import (
     rank_correlations,
     recall_at,
     relevant_indices,
+    sweep_table,
 )
 
 
@@ -27,6 +28,15 @@ def test_rank_correlations_are_scipys(generator):
     predicted, measured = generator.normal(size=(12, 5)), generator.integers(0, 4, size=(12, 5))
     expected = [spearmanr(predicted[:, k], measured[:, k]).statistic for k in range(5)]
     np.testing.assert_allclose(rank_correlations(predicted, measured), expected)
+
+
+def test_a_sweep_is_chosen_on_even_queries_and_reported_on_odd_ones(generator):
+    grid = {"alpha": np.array([0.1]), "later": np.array([1.0, 2.0]), "own": np.array([3.0, 4.0, 5.0])}
+    predictions, gain = generator.normal(size=(1, 2, 3, 12, 6)), generator.normal(size=(12, 6))
+    table = sweep_table(predictions, grid, gain)
+    row = table[(table["later"] == 2.0) & (table["own"] == 4.0)].iloc[0]
+    values = [spearmanr(predictions[0, 1, 1, :, q], gain[:, q]).statistic for q in range(6)]
+    np.testing.assert_allclose([row["lds_chosen"], row["lds_reported"]], [np.mean(values[::2]), np.mean(values[1::2])])
 
 
 def test_a_perfect_linear_model_has_lds_one_and_its_negative_minus_one(generator):

@@ -122,3 +122,22 @@ def write_self_influence(path: str | Path, values: np.ndarray, attributes: Attri
 def read_self_influence(path: str | Path, expected: Attributes | None = None) -> np.ndarray:
     with open_checked(path, "self-influence", expected) as file:
         return file["values"][()]
+
+
+def write_sweep(
+    path: str | Path, predictions: np.ndarray, grid: Mapping[str, Sequence[float]], attributes: Attributes
+) -> None:
+    """Predictions [A, L, W, S, Q] with the grid's `alpha` [A], `later` [L] and `own` [W]."""
+    with create(path, "sweep", attributes) as file:
+        file["predictions"] = predictions
+        for axis in _GRID:
+            file[axis] = np.asarray(grid[axis], dtype=float)
+
+
+def read_sweep(path: str | Path, expected: Attributes | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Predictions [A, L, W, S, Q] and the values of the first three axes."""
+    with open_checked(path, "sweep", expected) as file:
+        return file["predictions"][()], {axis: file[axis][()] for axis in _GRID}
+
+
+_GRID = ("alpha", "later", "own")

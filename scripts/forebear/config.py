@@ -208,6 +208,17 @@ class GroundTruth(Section):
         return self
 
 
+class Sweep(Section):
+    """The grid of the damping figure, for the first attributed stage."""
+
+    alpha: list[float] = Field([1e-5, 1e-3, 0.1, 10.0], min_length=1)
+    """α of the stages after the documents'."""
+    later: list[float] = Field([1e-3, 0.01, 0.1, 1.0, 10.0], min_length=1)
+    """ρ, the relative damping of those stages."""
+    own: list[float] = Field([1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0], min_length=1)
+    """ρ of the documents' stage."""
+
+
 class Study(Section):
     """A chain of stages, its data, and what is computed on it."""
 
@@ -233,6 +244,8 @@ class Study(Section):
     """Padded tokens per batch in factors and scores."""
     ground_truth: GroundTruth = GroundTruth()
     """The retrainings that estimators are judged by."""
+    sweep: Sweep = Sweep()
+    """Dampings and α that results/figures/damping.png compares."""
     top: int = Field(5, ge=1)
     """Documents shown for and against each query."""
     seed: int = Field(0, ge=0)
@@ -459,6 +472,7 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (Study, "corpus"): (*(("", corpus) for corpus in EMBEDDED.values()), ("", FileCorpus)),
     (Study, "stages"): (("[]", Stage),),
     (Study, "ground_truth"): (("", GroundTruth),),
+    (Study, "sweep"): (("", Sweep),),
     (Stage, "training"): (("", Training),),
     (Stage, "checkpoint"): (("", Checkpoint),),
     (Stage, "damping"): (("", Damping),),

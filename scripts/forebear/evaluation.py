@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 
 BOOTSTRAP = 500  # resamples of an interval
@@ -100,6 +101,28 @@ def rank_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray
             return centred / np.sqrt((centred**2).sum(0))
 
     return (standardised(predicted) * standardised(measured)).sum(0)
+
+
+def sweep_table(predictions: np.ndarray, grid: Mapping[str, np.ndarray], gain: np.ndarray) -> pd.DataFrame:
+    """LDS of every setting of a sweep: on the half of the queries that chooses, and on the other.
+
+    Args:
+        predictions: [A, L, W, R, Q] of R retrainings.
+        grid: `alpha` [A], `later` [L], `own` [W].
+        gain: [R, Q] minus the query losses of the retrained models.
+
+    Returns:
+        One row a setting: `alpha`, `later`, `own`, `lds_chosen` (queries 0, 2, 4, ...) and
+        `lds_reported` (1, 3, 5, ...).
+    """
+    rows = []
+    for places in np.ndindex(predictions.shape[:3]):
+        correlations = rank_correlations(predictions[places], gain)
+        setting = {axis: values[place] for (axis, values), place in zip(grid.items(), places, strict=True)}
+        rows.append(
+            {**setting, "lds_chosen": _nanmean(correlations[::2]), "lds_reported": _nanmean(correlations[1::2])}
+        )
+    return pd.DataFrame(rows)
 
 
 def subset_predictions(effects: np.ndarray, subsets: np.ndarray) -> np.ndarray:

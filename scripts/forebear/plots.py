@@ -105,7 +105,7 @@ def plot_spearman(evaluation: pd.DataFrame, ceiling: tuple[float, float, float],
     """
     _check(evaluation)
     defined = evaluation[evaluation["lds"].notna()].sort_values("lds", kind="stable")  # the best on top
-    with _style():
+    with style():
         figure = Figure(figsize=(9, 5.5), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -123,11 +123,11 @@ def plot_spearman(evaluation: pd.DataFrame, ceiling: tuple[float, float, float],
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG whose bytes depend on the figure alone: no date, no program's version."""
-    with _style():
+    with style():
         figure.savefig(path, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})
 
 
-def _style() -> AbstractContextManager:
+def style() -> AbstractContextManager:
     """Settings within which figures are made and written, whatever the user's matplotlibrc says."""
     settings = dict(matplotlib.rcParamsDefault)
     settings.pop("backend", None)

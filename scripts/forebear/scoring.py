@@ -38,7 +38,7 @@ def sequence_gradients(captured: Captured, block: Block) -> Tensor:
     return torch.bmm(g.transpose(1, 2), a)
 
 
-def _gradient_slices(captured: Captured, block: Block) -> Iterator[tuple[slice, Tensor]]:
+def gradient_slices(captured: Captured, block: Block) -> Iterator[tuple[slice, Tensor]]:
     """The gradients of all sequences, a few output rows at a time: (columns of O·I, [B, those columns]).
 
     A slice is overwritten by the next, so that it stays in the processor's cache.
@@ -120,7 +120,7 @@ def _score_batch(model, blocks, batch, flat, requests) -> tuple[dict[str, Tensor
     for block in blocks:
         readers = {estimator: request for estimator, request in requests.items() if block.name in request.blocks}
         products = {request.columns: torch.zeros_like(scores[estimator]) for estimator, request in readers.items()}
-        for part, gradients in _gradient_slices(captured, block):
+        for part, gradients in gradient_slices(captured, block):
             for estimator in cosines.keys() & readers.keys():
                 squares[estimator] += gradients.square().sum(1)
             clock.lap("pass")

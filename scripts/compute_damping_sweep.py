@@ -1,0 +1,24 @@
+"""Predictions of the retrainings for a grid of dampings and α."""
+
+from forebear.jobs import measured, start
+
+start(snakemake.log[0], snakemake.threads)
+
+from forebear.artifacts import read_query_columns, write_sweep
+from forebear.bank import read_subsets
+from forebear.links import open_link
+from forebear.manifests import point_digests
+from forebear.points import open_point
+from forebear.sweep import Grid, subset_gradients, sweep
+
+params, files = snakemake.params, snakemake.input
+point = open_point(files.manifests[-1], files.records[-1], params.max_length, params.gpus, params.split_heads)
+queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
+masks = read_subsets(files.subsets)[params.stage]
+parts = zip(params.links, files.manifests, files.records, files.eigenbasis, files.eigenvalues, strict=True)
+*later, own = [open_link(*part, point.blocks)[0] for part in parts]
+grid = Grid(**params.grid)
+with measured() as cost:
+    sums = subset_gradients(point.model, point.blocks, point.examples, masks, params.batch_tokens)
+    predictions = sweep(queries.columns, sums, point.blocks, own, later, grid)
+write_sweep(snakemake.output.predictions, predictions.numpy(), params.grid, {"study": params.study, **cost})

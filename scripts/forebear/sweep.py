@@ -1,0 +1,91 @@
+"""Many dampings and α of a chain at once, judged by subsets of the documents.
+
+A prediction for a subset is the sum of its documents' scores, and a score is linear in the
+document's gradient. So the gradients of each subset are summed once, in one pass, and each
+setting costs products with as many vectors as there are subsets, not documents.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from forebear.blocks import Block
+from forebear.capture import capture
+from forebear.chain import Curvature, inverse_functions, precondition_chain
+from forebear.datasets import Example, batches
+from forebear.kronecker import Damping
+from forebear.progress import progress
+from forebear.scoring import gradient_slices
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values tried; fields as the config's `sweep`."""
+
+    alpha: Sequence[float]  # α of the stages after the documents'
+    later: Sequence[float]  # ρ of those stages
+    own: Sequence[float]  # ρ of the documents' stage
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.alpha), len(self.later), len(self.own)
+
+
+def subset_gradients(
+    model: PreTrainedModel, blocks: Sequence[Block], examples: Sequence[Example], subsets: np.ndarray, batch_tokens: int
+) -> dict[str, Tensor]:
+    """Σ_{z in S_j} ∇ℓ(z) of every subset: subsets [S, N] bool → block → [S, O, I]; one pass."""
+    masks = torch.from_numpy(subsets).to(model.device, model.dtype)
+    sums = {block.name: masks.new_zeros(len(masks), *block.shape) for block in blocks}
+    for batch in progress(batches(examples, batch_tokens), "subset gradients", "batch"):
+        captured = capture(model, blocks, batch)
+        for block in blocks:
+            total = sums[block.name].flatten(1)
+            for part, gradients in gradient_slices(captured, block):
+                total[:, part].addmm_(masks[:, batch.indices], gradients)
+    return sums
+
+
+def sweep(
+    queries: Mapping[str, Tensor],
+    subsets: Mapping[str, Tensor],
+    blocks: Sequence[Block],
+    own: Curvature,
+    later: Sequence[Curvature],
+    grid: Grid,
+) -> Tensor:
+    """Predictions Σ_{z in S_j} score(z, x) for every setting, [A, L, W, S, Q].
+
+    Args:
+        queries: block → ∇m [Q, O, I].
+        subsets: block → summed gradients [S, O, I] of the documents at their own stage's model.
+        own: the curvature of the documents' stage.
+        later: those of the stages after it, the last first.
+    """
+    number = len(next(iter(queries.values())))
+    predictions = torch.zeros(*grid.shape, len(next(iter(subsets.values()))), number)
+    rotated = _in_eigenbasis(subsets, blocks, own)
+    functions = [inverse_functions(replace(own, damping=Damping(relative=rho))) for rho in grid.own]
+    settings = list(product(enumerate(grid.alpha), enumerate(grid.later)))
+    for (a, alpha), (k, rho) in progress(settings, "sweep", "setting"):
+        links = [(replace(curvature, damping=Damping(relative=rho), pull=alpha), alpha) for curvature in later]
+        vectors = _in_eigenbasis(precondition_chain(queries, blocks, links), blocks, own)
+        for w, values in enumerate(functions):
+            for block in blocks:
+                left = (rotated[block.name] * values[block.name]).flatten(1)
+                predictions[a, k, w] += (left @ vectors[block.name].flatten(1).T).cpu()
+    return predictions
+
+
+def _in_eigenbasis(vectors: Mapping[str, Tensor], blocks: Sequence[Block], curvature: Curvature) -> dict[str, Tensor]:
+    """Q_Sᵀ V Q_A of every V, block → [n, O, I]."""
+    basis = curvature.basis
+    return {
+        block.name: basis.gradient[block.name].T @ (vectors[block.name] @ basis.activation[block.module])
+        for block in blocks
+    }
