@@ -64,6 +64,12 @@ def manifest(study, stage):
     return f"results/{study}/{folder}/{stage}/manifest.json"
 
 
+def checkpoint_files(wildcards):
+    """The files of a checkpoint that is a folder; one from the hub has its revision."""
+    path = study_of(wildcards).stage(wildcards.stage).checkpoint.path
+    return sorted(str(file) for file in path.glob("*") if file.is_file()) if path else []
+
+
 def previous_stage(study, stage):
     """The stage before one in its chain, or None."""
     names = CONFIG.studies[study].stage_names

@@ -9,6 +9,7 @@ rule fit_covariances:
         covariances="results/{study}/factors/{point}/covariances.h5",
     log:
         "results/{study}/logs/fit_covariances/{point}.log",
+    cache: True
     priority: 10
     conda:
         "../envs/forebear.yaml"
@@ -40,6 +41,7 @@ rule compute_eigenbasis:
         eigenbasis="results/{study}/factors/{point}/eigenbasis.h5",
     log:
         "results/{study}/logs/compute_eigenbasis/{point}.log",
+    cache: True
     priority: 10
     conda:
         "../envs/forebear.yaml"
@@ -49,6 +51,8 @@ rule compute_eigenbasis:
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
+        study="{study}",
+        point="{point}",
         gpus=from_study("gpus"),
         engine=engine("compute_eigenbasis"),
     message:
@@ -66,6 +70,7 @@ rule fit_eigenvalues:
         eigenvalues="results/{study}/factors/{point}/eigenvalues.h5",
     log:
         "results/{study}/logs/fit_eigenvalues/{point}.log",
+    cache: True
     priority: 10
     conda:
         "../envs/forebear.yaml"

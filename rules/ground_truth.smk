@@ -39,6 +39,7 @@ rule retrain:
         shard="results/{study}/ground_truth/shards/{shard}-of-{shards}.h5",
     log:
         "results/{study}/logs/retrain/{shard}-of-{shards}.log",
+    cache: True
     conda:
         "../envs/forebear.yaml"
     resources:

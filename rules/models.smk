@@ -2,6 +2,8 @@
 
 
 rule download_model:
+    input:
+        files=checkpoint_files,
     output:
         manifest="results/{study}/checkpoints/{stage}/manifest.json",
     log:
@@ -28,8 +30,12 @@ rule train_stage:
     output:
         manifest="results/{study}/models/{stage}/manifest.json",
         weights="results/{study}/models/{stage}/model.safetensors",
+        config="results/{study}/models/{stage}/config.json",
+        tokenizer="results/{study}/models/{stage}/tokenizer.json",
+        tokenizer_config="results/{study}/models/{stage}/tokenizer_config.json",
     log:
         "results/{study}/logs/train_stage/{stage}.log",
+    cache: True
     priority: 10
     conda:
         "../envs/forebear.yaml"
@@ -38,6 +44,7 @@ rule train_stage:
         runtime=growing(60),
         gpu=from_study("gpus"),
     params:
+        study="{study}",
         stage="{stage}",
         place=lambda w: study_of(w).stage_names.index(w.stage),
         task=lambda w: study_of(w).stage(w.stage).task,

@@ -38,7 +38,7 @@ def test_the_engine_never_imports_snakemake():
             assert not any(name.split(".")[0] == "snakemake" for name in names), path
 
 
-def test_a_digest_sees_code_behind_imports_but_no_comments(tmp_path, monkeypatch):
+def test_a_digest_sees_code_behind_imports_and_data_but_no_comments(tmp_path, monkeypatch):
     engine = tmp_path / "engine"
     engine.mkdir()
     (engine / "near.py").write_text("from forebear.far import x\n")
@@ -60,7 +60,15 @@ def test_a_digest_sees_code_behind_imports_but_no_comments(tmp_path, monkeypatch
     (engine / "far.py").write_text('"""Other words."""\n# a comment\nx = 1\n')
     assert digest() == first
     (engine / "far.py").write_text("x = 2\n")
-    assert digest() != first
+    second = digest()
+    assert second != first
+    (engine / "far.py").write_text('x = open("data/facts.csv")\n')
+    digests = [digest()]
+    for content in ("Cuba", "Peru"):
+        (engine / "data").mkdir(exist_ok=True)
+        (engine / "data/facts.csv").write_text(content)
+        digests.append(digest())
+    assert len({second, *digests}) == 4
 
 
 def test_queries_ask_about_countries_that_fine_tuning_never_mentions():

@@ -1,6 +1,7 @@
 """Models on disk: Hugging Face directories, loaded on the device of the job."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import torch
@@ -19,13 +20,20 @@ from forebear.errors import ForebearError
 from forebear.manifests import NAME, OTHERS, PICKLES, SAFETENSORS, find_weights, matching, write_manifest
 from forebear.writing import atomic_files
 
+# What a checkpoint consists of, beside its manifest; the rule that trains names each as an
+# output, so that a cache of outputs holds all of it.
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
 
 def save_checkpoint(directory: str | Path, model: PreTrainedModel, tokenizer, **facts) -> None:
-    """Save model and tokenizer as safetensors and JSON, and then the manifest."""
+    """Save model and tokenizer as FILES, and then the manifest."""
     directory = Path(directory)
     with atomic_files(directory) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=sys.maxsize)
         tokenizer.save_pretrained(folder)
+        for file in folder.iterdir():
+            if file.name not in FILES:  # others only repeat what these say
+                file.unlink()
     write_manifest(directory, {**facts, "versions": versions()})
 
 

@@ -2,7 +2,8 @@
 
 Snakemake reruns a job whose script changed, but not one whose imported modules changed.
 The digest covers the syntax trees of all rooms that a script imports, directly or not,
-without docstrings; so an edit in one room reruns what uses it, and a comment nothing.
+without docstrings, and the files of data/ that these rooms name; so an edit in one room
+reruns what uses it, and a comment nothing.
 """
 
 import ast
@@ -43,4 +44,6 @@ def _code(path: Path) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body[0] = ast.Pass()
-    return ast.dump(tree)
+    code = ast.dump(tree)
+    named = [file for file in sorted(path.parent.glob("data/*")) if file.name in code]
+    return code + "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in named)
