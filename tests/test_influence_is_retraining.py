@@ -6,6 +6,7 @@ least squares is a Kronecker product, and a block with one output has no left fa
 approximate, so that the engine's chain is exact in both.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.func import grad, jacrev, vmap
 
 from forebear.blocks import Block
 from forebear.chain import Curvature, precondition_chain
+from forebear.evaluation import document_effects
 from forebear.kronecker import Covariances, Damping, compute_eigenbasis, kfac_eigenvalues
 
 EPSILON = 1e-4
@@ -148,7 +150,9 @@ class Problem:
         return (vectors.T @ self.gradients(self.models[-1], self.queries).flatten(1).T).numpy()
 
 
-def make_problem(loss, outputs: int, stages: int, seed: int = 0, documents: int = 30, inputs: int = 4) -> Problem:
+def make_problem(
+    loss, outputs: int, stages: int, seed: int = 0, documents: Sequence[int] = (30, 30, 30), inputs: int = 4
+) -> Problem:
     """Anisotropic inputs, along other directions in every stage, and noisy targets of a random map."""
     rng = np.random.default_rng(seed)
     scales = np.geomspace(0.3, 3.0, inputs - 1)
@@ -161,7 +165,7 @@ def make_problem(loss, outputs: int, stages: int, seed: int = 0, documents: int 
         targets = {logistic: np.sign(outcome[:, 0]), least_squares: outcome, softmax: outcome.argmax(1)}[loss]
         return Stage(torch.from_numpy(x), torch.from_numpy(targets), torch.from_numpy(root @ root.T), pull, ridge)
 
-    made = [make_stage(documents, PULLS[s], RIDGES[s]) for s in range(stages)]
+    made = [make_stage(documents[s], PULLS[s], RIDGES[s]) for s in range(stages)]
     return Problem(loss, made, make_stage(6, 0.0, 0.0), (outputs, inputs))
 
 
@@ -218,13 +222,42 @@ def test_the_formula_with_exact_hessians_predicts_retraining(stages, stage):
 
 def test_score_over_documents_predicts_removal():
     """Removing z takes 1/N of weight away, so a proponent's removal raises the query's loss."""
-    problem = make_problem(logistic, outputs=1, stages=2, documents=200)
+    problem = make_problem(logistic, outputs=1, stages=2, documents=(200, 30))
     scores = problem.scores(problem.links(0), 0)
     removed = problem.losses_after(0, -torch.eye(200, dtype=torch.float64) / 200)
     kept = problem.losses_after(0, torch.zeros(1, 200, dtype=torch.float64))
     slope, correlation = agreement(scores / 200, (removed - kept).numpy())
     assert slope == pytest.approx(1, abs=0.1)
     assert correlation > 0.99
+
+
+@pytest.fixture(scope="module")
+def removals():
+    """Three stages, and by how much the queries' losses rise without each document of the first two."""
+    problem = make_problem(logistic, outputs=1, stages=3, documents=(200, 120, 40))
+    kept = problem.losses_after(0, torch.zeros(1, 200, dtype=torch.float64))
+    removed = [problem.losses_after(s, -torch.eye(n, dtype=torch.float64) / n) for s, n in enumerate((200, 120))]
+    return problem, [(losses - kept).numpy() for losses in removed]
+
+
+def test_documents_of_two_stages_are_predicted_on_one_scale(removals):
+    problem, rises = removals
+    scores = {str(s): problem.scores(problem.links(s), s) for s in (0, 1)}
+    slope, correlation = agreement(document_effects(scores), np.concatenate(rises))
+    assert slope == pytest.approx(1, abs=0.1)
+    assert correlation > 0.99
+    slopes = [agreement(scores[str(s)] / len(scores[str(s)]), rises[s])[0] for s in (0, 1)]
+    assert slopes == pytest.approx([1, 1], abs=0.1)
+
+
+def test_without_alpha_the_stages_are_not_on_one_scale(removals):
+    """Each stage alone is ranked as before, but the first one's documents count too much."""
+    problem, rises = removals
+    unscaled = [[(curvature, 1.0) for curvature, _ in problem.links(s)] for s in (0, 1)]
+    effects = [problem.scores(links, s) / len(rises[s]) for s, links in enumerate(unscaled)]
+    slopes, correlations = zip(*(agreement(effects[s], rises[s]) for s in (0, 1)), strict=True)
+    assert min(correlations) > 0.99
+    assert slopes[0] / slopes[1] == pytest.approx(1 / PULLS[1], rel=0.1)
 
 
 def transposed_left(curvature):

@@ -154,6 +154,14 @@ def test_a_chain_of_one_is_planned(workspace):
     assert "compute_pairwise_scores_tiny_pretraining_at_finetuning" not in run.stdout
 
 
+def test_documents_of_two_stages_are_planned(workspace):
+    edit_config(workspace, attributed_stages=["pretraining", "finetuning"])
+    run = snakemake(workspace, "--dry-run")
+    assert run.returncode == 0, run.stdout
+    assert "compute_pairwise_scores_tiny_finetuning_at_finetuning" in run.stdout
+    assert "compute_pairwise_scores_tiny_pretraining_at_pretraining" in run.stdout
+
+
 def test_an_unknown_estimator_is_refused(workspace):
     edit_config(workspace, estimators=["multistage-ekfak"])
     refused(workspace, "there is no estimator 'multistage-ekfak'")
