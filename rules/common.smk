@@ -169,8 +169,10 @@ def base_scores(wildcards, study=None):
 
 
 def chains_of(study):
-    """The studies that an ensemble averages over: its own, and one for each further chain."""
-    return [member_name(study, place) for place in range(CONFIG.studies[study].ensemble + 1)]
+    """The studies that an ensemble averages over."""
+    return [
+        member_name(study, place) for place in range(1, CONFIG.studies[study].ensemble.chains + 1)
+    ]
 
 
 def retrained_stages(wildcards):
@@ -216,10 +218,9 @@ def overhead_files(study, estimator):
     """The artifacts whose seconds are an estimator's overhead."""
     described = ESTIMATORS[estimator]
     if described.derivation == "ensemble":
-        further = chains_of(study)[1:]
         trained = [
             manifest(chain, stage)
-            for chain in further
+            for chain in chains_of(study)
             for stage in CONFIG.studies[chain].stage_names
         ]
         return trained + [

@@ -1,8 +1,10 @@
-"""Divide scores by the documents' self-influence."""
+"""Divide scores by the root of the documents' self-influence."""
 
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+
+import numpy as np
 
 from forebear.artifacts import read_scores, read_self_influence, write_scores
 from forebear.datasets import file_digest
@@ -11,6 +13,6 @@ params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records)}
 scores, attributes = read_scores(files.scores, {**digests, "query_data_digest": file_digest(files.queries)})
 with measured() as cost:
-    normalised = scores / read_self_influence(files.self_influence, digests)[:, None]
+    normalised = scores / np.sqrt(read_self_influence(files.self_influence, digests))[:, None]
 attributes |= {"estimator": params.estimator, "seconds": attributes["seconds"] + cost["seconds"]}
 write_scores(snakemake.output.scores, normalised, attributes)

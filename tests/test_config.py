@@ -35,11 +35,12 @@ def test_the_default_config_is_valid_and_attributes_the_first_stage():
 
 
 def test_the_chains_of_an_ensemble_are_studies_that_differ_in_their_seed():
-    config = changed("studies.tiny.estimators", ["bm25", "multistage-ekfac-ensemble"])
-    config["studies"]["tiny"] |= {"ensemble": 2, "training_seed": 5}
+    config = changed("studies.tiny.estimators", ["bm25", "multistage-ensemble"])
+    config["studies"]["tiny"] |= {"ensemble": {"chains": 2, "fraction": 0.4}, "training_seed": 5}
     studies = with_members(parse_config(config)).studies
     assert {name: study.training_seed for name, study in studies.items()} == {"tiny": 5, "tiny~1": 6, "tiny~2": 7}
-    assert studies["tiny~2"].estimators == ["multistage-ekfac-self"]
+    assert studies["tiny~2"].estimators == ["multistage-relatif"]
+    assert (studies["tiny"].training_fraction, studies["tiny~2"].training_fraction) == (1.0, 0.4)
     assert studies["tiny~2"].stages == studies["tiny"].stages
 
 
@@ -60,7 +61,7 @@ def test_every_study_of_the_folder_is_valid_and_runs_by_its_name(path):
         ("studies.tiny.stages.1.damping", {"relative": 1, "absolute": 1}, "either `relative` or `absolute`"),
         ("studies.tiny.attributed_stages", ["pretrainin"], "'pretrainin', which is none of the stages"),
         ("studies.tiny.stages.1.alpha", 0, "must be positive"),
-        ("studies.tiny.estimators", ["multistage-ekfac-ensemble"], "needs `ensemble` of at least 1"),
+        ("studies.tiny.estimators", ["multistage-ensemble"], "needs `ensemble.chains` of at least 1"),
         ("studies.tiny.corpus.countrys", 3, "unknown key `studies.tiny.corpus.countrys`"),
         ("studies.tiny.corpus.query_countries", 8, "must be smaller than `countries`"),
         ("studies.tiny.ground_truth.repeats", 5, "`repeats` cannot exceed `subsets`"),

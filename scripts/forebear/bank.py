@@ -72,7 +72,12 @@ def read_shards(paths: Sequence[str | Path], expected: Attributes | None = None)
     keys = {}
     for path in paths:
         with open_checked(path, "retrainings", expected) as file:
-            rows = zip(file["subset"][()].tolist(), file["seed"][()].tolist(), file["key"][()].astype(str).tolist(), strict=True)
+            rows = zip(
+                file["subset"][()].tolist(),
+                file["seed"][()].tolist(),
+                file["key"][()].astype(str).tolist(),
+                strict=True,
+            )
             keys |= {Retraining(subset, seed): key for subset, seed, key in rows}
     return dict(sorted(keys.items(), key=lambda item: (item[0].seed, item[0].subset)))
 

@@ -208,6 +208,15 @@ class GroundTruth(Section):
         return self
 
 
+class Ensemble(Section):
+    """Chains like the study's, trained with the next seeds on random parts of the documents."""
+
+    chains: int = Field(0, ge=0)
+    """How many."""
+    fraction: float = Field(0.5, gt=0, le=1)
+    """The part of each attributed stage's documents that each is trained on."""
+
+
 class Sweep(Section):
     """The grid of the damping figure, for the first attributed stage."""
 
@@ -252,8 +261,10 @@ class Study(Section):
     """Of data and subsets."""
     training_seed: int = Field(0, ge=0)
     """Of initial weights, the order of training data, and sampled labels."""
-    ensemble: int = Field(0, ge=0)
-    """Further chains, trained with the next seeds, that ensemble estimators average over."""
+    training_fraction: float = Field(1.0, gt=0, le=1)
+    """Of each attributed stage's documents, the random part that the chain is trained on; all are scored."""
+    ensemble: Ensemble = Ensemble()
+    """The chains that ensemble estimators average over, each a study of its own: `{study}~1`, ..."""
     threads: int = Field(2, ge=1)
     """Processor threads of the factor and score jobs."""
     gpus: int = Field(0, ge=0)
@@ -290,8 +301,10 @@ class Study(Section):
     @model_validator(mode="after")
     def _ensemble_has_members(self):
         for name in self.estimators:
-            if ESTIMATORS[name].derivation == "ensemble" and not self.ensemble:
-                raise ValueError(f"the estimator {name} needs `ensemble` of at least 1")
+            if ESTIMATORS[name].derivation == "ensemble" and not self.ensemble.chains:
+                raise ValueError(f"the estimator {name} needs `ensemble.chains` of at least 1")
+        if self.ensemble.chains and not self.retrainable:
+            raise ValueError("`ensemble` trains further chains, so every stage needs `training`")
         return self
 
     @model_validator(mode="after")
@@ -354,9 +367,13 @@ class Study(Section):
         return next(stage for stage in self.stages if stage.name == name)
 
     def member(self, place: int) -> "Study":
-        """The same chain trained with another seed, for the estimators that average over chains."""
+        """The chain of an ensemble: another seed, trained on a part of the documents."""
         averaged = [ESTIMATORS[name] for name in self.estimators if ESTIMATORS[name].derivation == "ensemble"]
-        changes = {"training_seed": self.training_seed + place, "ensemble": 0}
+        changes = {
+            "training_seed": self.training_seed + place,
+            "training_fraction": self.ensemble.fraction,
+            "ensemble": Ensemble(),
+        }
         return self.model_copy(update={**changes, "estimators": [estimator.base for estimator in averaged]})
 
 
@@ -388,18 +405,18 @@ def parse_config(config: dict) -> Config:
 
 
 def with_members(config: Config) -> Config:
-    """The config with a study for every further chain of an ensemble, `{study}~{place}`."""
+    """The config with a study for every chain of an ensemble, `{study}~{place}`."""
     members = {
         member_name(name, place): study.member(place)
         for name, study in config.studies.items()
-        for place in range(1, study.ensemble + 1)
+        for place in range(1, study.ensemble.chains + 1)
     }
     return config.model_copy(update={"studies": {**config.studies, **members}})
 
 
 def member_name(study: str, place: int) -> str:
     """The study of an ensemble's chain; names in the config have no tilde."""
-    return f"{study}~{place}" if place else study
+    return f"{study}~{place}"
 
 
 def read_config(path: str | Path) -> Config:
@@ -472,6 +489,7 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (Study, "corpus"): (*(("", corpus) for corpus in EMBEDDED.values()), ("", FileCorpus)),
     (Study, "stages"): (("[]", Stage),),
     (Study, "ground_truth"): (("", GroundTruth),),
+    (Study, "ensemble"): (("", Ensemble),),
     (Study, "sweep"): (("", Sweep),),
     (Stage, "training"): (("", Training),),
     (Stage, "checkpoint"): (("", Checkpoint),),

@@ -63,16 +63,16 @@ ESTIMATORS: dict[str, Estimator] = {
     "multistage-ekfac-mlp": Estimator(
         "multi-stage EK-FAC, MLP", "the same on the MLP blocks alone", "multistage-ekfac", kinds=("mlp",)
     ),
-    "multistage-ekfac-self": Estimator(
-        "multi-stage EK-FAC / self-influence",
-        "its scores divided by the document's self-influence",
+    "multistage-relatif": Estimator(
+        "multi-stage RelatIF",
+        "multi-stage EK-FAC divided by the root of the document's self-influence",
         base="multistage-ekfac",
         derivation="self-influence",
     ),
-    "multistage-ekfac-ensemble": Estimator(
-        "multi-stage EK-FAC, ensemble",
-        "the scores divided by self-influence, averaged over chains trained with other seeds",
-        base="multistage-ekfac-self",
+    "multistage-ensemble": Estimator(
+        "multi-stage RelatIF, ensemble",
+        "the same averaged over chains of other seeds, each trained on its own part of the documents",
+        base="multistage-relatif",
         derivation="ensemble",
     ),
     "multistage-kfac": Estimator(

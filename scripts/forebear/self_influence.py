@@ -1,8 +1,8 @@
 """How much a document speaks for itself: gᵀ H̃⁻¹ g of its own loss gradient.
 
 A document with a large gradient is a proponent or an opponent of every query. Divided by
-its self-influence, a score says how much of that is about the query (Barshan et al. 2020,
-arXiv 2003.11630, who divide by the root).
+the root of its self-influence, a score says how much of that is about the query: RelatIF
+(Barshan et al. 2020, arXiv 2003.11630).
 """
 
 from collections.abc import Sequence
