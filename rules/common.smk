@@ -2,12 +2,12 @@
 from snakemake.exceptions import WorkflowError
 
 from forebear.config import (
-    FileCorpus,
     member_name,
     parse_config,
     refuse_duplicate_keys,
     with_members,
 )
+from forebear.corpus_config import FileCorpus
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points, scoring_passes

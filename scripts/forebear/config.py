@@ -7,97 +7,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from forebear.corpus_config import EMBEDDED, Corpus, FileCorpus, Section
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS, root
 
 TASKS = ("language_modelling", "classification")  # in the order in which a chain may have them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class FactsCorpus(Section):
-    """The embedded statements about countries."""
-
-    embedded: Literal["facts"]
-    """Name of an embedded corpus."""
-    countries: int = Field(120, ge=2, le=120)
-    """How many countries, the most populous first."""
-    query_countries: int = Field(40, ge=1)
-    """How many of them only the queries ask about."""
-    glosses: bool = True
-    """Add WordNet's definitions of the countries and capitals to the documents."""
-
-    @model_validator(mode="after")
-    def _some_left(self):
-        if self.query_countries >= self.countries:
-            raise ValueError("`query_countries` must be smaller than `countries`, or nothing is left to fine-tune on")
-        return self
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages that it has documents for."""
-        return ("pretraining", "finetuning")
-
-
-class MidtrainingCorpus(FactsCorpus):
-    """General prose, then the statements, then questions."""
-
-    embedded: Literal["midtraining"]
-    """Name of an embedded corpus."""
-    countries: int = Field(80, ge=2, le=120)
-    """How many countries, the most populous first."""
-    query_countries: int = Field(30, ge=1)
-    """How many of them only the queries ask about."""
-    passages: int = Field(300, ge=1, le=5843)
-    """How many passages of State of the Union addresses are in the corpus, those of the plainest words."""
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return ("pretraining", "midtraining", "finetuning")
-
-
-class SpeechesCorpus(Section):
-    """Passages of State of the Union addresses, and their eras."""
-
-    embedded: Literal["speeches"]
-    """Name of an embedded corpus."""
-    passages: int = Field(300, ge=1, le=5843)
-    """How many passages of State of the Union addresses are in the corpus, those of the plainest words."""
-    query_passages: int = Field(100, ge=1)
-    """How many of them the queries are excerpts of; fine-tuning sees excerpts of the others."""
-    excerpt: float = Field(0.8, gt=0, le=1)
-    """Fraction of a passage's words in its excerpt."""
-
-    @model_validator(mode="after")
-    def _some_left(self):
-        if self.query_passages >= self.passages:
-            raise ValueError("`query_passages` must be smaller than `passages`, or nothing is left to fine-tune on")
-        return self
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return ("pretraining", "finetuning")
-
-
-class FileCorpus(Section):
-    """JSONL files of your own."""
-
-    documents: dict[str, Path]
-    """For each stage, a file of {"text"}, {"prompt", "completion"} or {"text", "label"} lines."""
-    queries: Path
-    """A file of {"prompt", "completion"} or {"text", "label"} lines, optionally with `relevant` and `group`."""
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return tuple(self.documents)
-
-
-EMBEDDED = {"facts": FactsCorpus, "midtraining": MidtrainingCorpus, "speeches": SpeechesCorpus}
 
 
 class Training(Section):
@@ -231,7 +148,7 @@ class Sweep(Section):
 class Study(Section):
     """A chain of stages, its data, and what is computed on it."""
 
-    corpus: FactsCorpus | MidtrainingCorpus | SpeechesCorpus | FileCorpus
+    corpus: Corpus
     """Where documents and queries come from."""
     model: dict[str, str | int | float | bool] | None = None
     """The first stage's architecture, if it is trained: transformers' `model_type` and options of its config."""
@@ -239,7 +156,7 @@ class Study(Section):
     """Longest sequence in tokens; longer ones are cut, the targets kept."""
     stages: list[Stage] = Field(min_length=1)
     """The chain, first stage first."""
-    attributed_stages: list[str] = []
+    attributed_stages: list[str] = Field([])
     """The stages whose documents are scored, on one scale; the first by default."""
     estimators: list[str] = Field(
         [name for name, estimator in ESTIMATORS.items() if estimator.derivation != "ensemble"], min_length=1
