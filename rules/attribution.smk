@@ -195,6 +195,65 @@ rule average_scores:
         "../scripts/average_scores.py"
 
 
+rule compute_trak_features:
+    input:
+        shards=shard_files,
+        records=attributed_records,
+        queries="results/{study}/data/queries.jsonl",
+    output:
+        features="results/{study}/trak/features.h5",
+    log:
+        "results/{study}/logs/compute_trak_features.log",
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(240),
+        gpu=from_study("gpus"),
+    params:
+        study="{study}",
+        members=lambda w: study_of(w).trak.members,
+        side=lambda w: study_of(w).trak.side,
+        seed=from_study("training_seed"),
+        bank="results/{study}/ground_truth/retrainings",
+        split_heads=from_study("split_heads"),
+        batch_tokens=from_study("batch_tokens"),
+        max_length=from_study("max_length"),
+        gpus=from_study("gpus"),
+        engine=engine("compute_trak_features"),
+    message:
+        "{wildcards.study}: projected gradients at retrained models"
+    script:
+        "../scripts/compute_trak_features.py"
+
+
+rule compute_trak_scores:
+    input:
+        features="results/{study}/trak/features.h5",
+        records="results/{study}/data/{stage}.jsonl",
+        collection=attributed_records,
+        queries="results/{study}/data/queries.jsonl",
+    output:
+        scores="results/{study}/scores/{stage}/trak.h5",
+    log:
+        "results/{study}/logs/compute_trak_scores/{stage}.log",
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        study="{study}",
+        place=lambda w: study_of(w).attributed.index(w.stage),
+        engine=engine("compute_trak_scores"),
+    message:
+        "{wildcards.study}: {wildcards.stage} scored by TRAK"
+    script:
+        "../scripts/compute_trak_scores.py"
+
+
 rule compute_baseline_scores:
     input:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),

@@ -229,6 +229,8 @@ def overhead_files(study, estimator):
     if described.derivation == "self-influence":
         own = [f"results/{study}/self_influence/{s}.h5" for s in CONFIG.studies[study].attributed]
         return overhead_files(study, described.base) + own
+    if described.retrained:
+        return [f"results/{study}/trak/features.h5"]
     return [] if described.is_baseline else query_overhead_files(study, described.columns)
 
 

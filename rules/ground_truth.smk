@@ -39,7 +39,6 @@ rule retrain:
         shard="results/{study}/ground_truth/shards/{shard}-of-{shards}.h5",
     log:
         "results/{study}/logs/retrain/{shard}-of-{shards}.log",
-    cache: True
     conda:
         "../envs/forebear.yaml"
     resources:

@@ -73,6 +73,7 @@ def test_every_study_of_the_folder_is_valid_and_runs_by_its_name(path):
         ("studies.tiny.stages.1", {"name": "finetuning", "checkpoint": "folder", "damping": 1}, "no training record"),
         ("studies.tiny.stages.0.checkpoint", {"hub": "org/model"}, "needs a `revision`"),
         ("studies.tiny.model", None, "give `model` if"),
+        ("studies.tiny.trak.members", 4, "cannot exceed `ground_truth.repeats`"),
         ("study", "factz", "names 'factz'"),
     ],
 )
@@ -86,8 +87,8 @@ def test_a_mistake_is_one_sentence(path: str, value: object, words: str):
 
 def test_what_needs_the_documents_at_the_last_model_is_undefined_when_the_head_was_replaced():
     study = parse_config(changed("studies.tiny.stages.1.task", "classification")).studies["tiny"]
-    assert study.undefined == {"singlestage-ekfac": "the head was replaced"}
-    assert set(study.computed) == set(study.estimators) - {"singlestage-ekfac"}
+    assert study.undefined == dict.fromkeys(["singlestage-ekfac", "trak"], "the head was replaced")
+    assert set(study.computed) == set(study.estimators) - set(study.undefined)
     assert parse_config(TINY).studies["tiny"].undefined == {}
 
 

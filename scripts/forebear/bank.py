@@ -82,6 +82,12 @@ def read_shards(paths: Sequence[str | Path], expected: Attributes | None = None)
     return dict(sorted(keys.items(), key=lambda item: (item[0].seed, item[0].subset)))
 
 
+def ensemble_keys(paths: Sequence[str | Path], expected: Attributes, seed: int, members: int) -> list[str]:
+    """Keys of the first retrainings with another seed than `seed`, the one that the LDS is measured on."""
+    others = [key for retraining, key in read_shards(paths, expected).items() if retraining.seed != seed]
+    return others[:members]
+
+
 def checked_folder(path: str | Path) -> Path:
     """The folder of a retrained model, after checking that it is there and whole.
 

@@ -20,6 +20,7 @@ from forebear.memory import aligned_empty
 from forebear.training import check_losses, sequence_losses
 
 Labels = Callable[[Tensor, Batch], Tensor]  # (logits [B, T, V or C], batch) → labels [B, T]
+Objective = Callable[[Tensor, Tensor], Tensor]  # (logits [B, T, V or C], labels [B, T]) → [B]
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,18 @@ def sampled_labels(examples: Sequence[Example], seed: Sequence[int]) -> Labels:
 
 
 def capture(
-    model: PreTrainedModel, blocks: Sequence[Block], batch: Batch, labels: Labels = observed_labels
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    batch: Batch,
+    labels: Labels = observed_labels,
+    objective: Objective = sequence_losses,
 ) -> Captured:
     """Run a batch forward and backward; parameters need no gradients and get none.
 
     Only activation gradients are computed, which saves a third of an ordinary pass.
+
+    Args:
+        objective: what is differentiated, and what `losses` holds.
     """
     batch = batch.to(model.device)
     bias = {block.module: block.bias for block in blocks}
@@ -84,7 +92,7 @@ def capture(
         logits = position_logits(model, batch.ids)
         if unused := [module for module in bias if module not in outputs]:
             raise ForebearError(f"{', '.join(unused)}: not used by the model, so they cannot be tracked.")
-        losses = sequence_losses(logits, labels(logits, batch))
+        losses = objective(logits, labels(logits, batch))
         check_losses(losses.detach(), batch.indices, "forward pass")
         gradients = torch.autograd.grad(losses.sum(), [outputs[module] for module in bias])
     activations, by_sequence = {}, {}

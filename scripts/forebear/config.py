@@ -145,6 +145,15 @@ class Sweep(Section):
     """ρ of the documents' stage."""
 
 
+class Trak(Section):
+    """The ensemble of TRAK: models retrained with another seed than those that the LDS is measured on."""
+
+    members: int = Field(3, ge=1)
+    """Models in TRAK's ensemble; at most `repeats` of the ground truth, whose models they are."""
+    side: int = Field(16, ge=1)
+    """A sequence has `side`² features; choose fewer than there are documents."""
+
+
 class Study(Section):
     """A chain of stages, its data, and what is computed on it."""
 
@@ -172,6 +181,8 @@ class Study(Section):
     """The retrainings that estimators are judged by."""
     sweep: Sweep = Sweep()
     """Dampings and α that results/figures/damping.png compares."""
+    trak: Trak = Trak()
+    """The estimator `trak`."""
     top: int = Field(5, ge=1)
     """Documents shown for and against each query."""
     seed: int = Field(0, ge=0)
@@ -225,6 +236,12 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def _trak_has_members(self):
+        if self.trak.members > self.ground_truth.repeats:
+            raise ValueError("`trak.members` cannot exceed `ground_truth.repeats`")
+        return self
+
+    @model_validator(mode="after")
     def _stages_fit(self):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
@@ -265,9 +282,13 @@ class Study(Section):
     def undefined(self) -> dict[str, str]:
         """The study's estimators that are not defined on its chain, with the reason."""
         replaced = any(self.stage(name).task != self.stages[-1].task for name in self.attributed)
-        return {
-            name: "the head was replaced" for name in self.estimators if replaced and ESTIMATORS[root(name)].at_last
-        }
+        reasons = {}
+        for name in self.estimators:
+            if replaced and ESTIMATORS[root(name)].at_last:
+                reasons[name] = "the head was replaced"
+            elif ESTIMATORS[root(name)].retrained and not self.retrainable:
+                reasons[name] = "nothing can be retrained"
+        return reasons
 
     @property
     def computed(self) -> list[str]:
@@ -408,6 +429,7 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (Study, "ground_truth"): (("", GroundTruth),),
     (Study, "ensemble"): (("", Ensemble),),
     (Study, "sweep"): (("", Sweep),),
+    (Study, "trak"): (("", Trak),),
     (Stage, "training"): (("", Training),),
     (Stage, "checkpoint"): (("", Checkpoint),),
     (Stage, "damping"): (("", Damping),),

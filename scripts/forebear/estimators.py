@@ -46,6 +46,7 @@ class Estimator:
     cosine: bool = False
     base: str | None = None  # the estimator whose scores it is made from
     derivation: Literal["self-influence", "ensemble"] | None = None  # how
+    retrained: bool = False  # reads the models of the bank of retrainings
 
     @property
     def uses_gradients(self) -> bool:
@@ -53,7 +54,7 @@ class Estimator:
 
     @property
     def is_baseline(self) -> bool:
-        return self.columns is None and self.base is None
+        return self.columns is None and self.base is None and not self.retrained
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -88,6 +89,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "finetune-ekfac": Estimator("last inverse only", "only the later stages' inverses", "finetune-ekfac"),
     "gradient-dot": Estimator("gradient dot product", "no curvature", "gradient"),
     "gradient-cosine": Estimator("gradient cosine", "no curvature, gradients of unit length", "gradient", cosine=True),
+    "trak": Estimator("TRAK", "projected gradients of an ensemble of retrained models", at_last=True, retrained=True),
     "embedding": Estimator("embedding", "cosine of mean last hidden states of the last model"),
     "bm25": Estimator("BM25", "word overlap of document and query"),
     "random": Estimator("random", "scores drawn at random"),

@@ -70,6 +70,8 @@ _COINCIDING = 2.0  # points: the width of an interval's bar
 def family(estimator: str) -> str:
     """The group under which a legend lists an estimator."""
     columns = ESTIMATORS[root(estimator)].columns
+    if ESTIMATORS[root(estimator)].retrained:
+        return FAMILY_OF_STAGES["joint"]  # TRAK's one inverse is at the last model
     return NO_GRADIENTS if columns is None else FAMILY_OF_STAGES[COLUMNS[columns].stages]
 
 

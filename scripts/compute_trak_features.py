@@ -1,0 +1,39 @@
+"""Projected gradients of documents and queries at retrained models, for TRAK."""
+
+from forebear.devices import lease_devices
+from forebear.jobs import measured, start
+
+start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
+
+from pathlib import Path
+
+from forebear.bank import checked_folder, ensemble_keys
+from forebear.datasets import collection_digest, file_digest
+from forebear.manifests import read_manifest
+from forebear.points import open_point
+from forebear.progress import progress
+from forebear.trak import Member, error_probabilities, projected_gradients, write_members
+
+params, files = snakemake.params, snakemake.input
+digest = {"data_digest": collection_digest(files.records)}
+keys = ensemble_keys(files.shards, digest, params.seed, params.members)
+
+members, trained = [], 0.0
+with measured() as cost:
+    for k, key in enumerate(progress(keys, "TRAK", "model")):
+        manifest = checked_folder(Path(params.bank) / key) / "manifest.json"
+        trained += read_manifest(manifest)["cost"]["seconds"]
+        options = (params.max_length, params.gpus, params.split_heads)
+        documents = [e for file in files.records for e in open_point(manifest, file, *options).examples]
+        point = open_point(manifest, files.queries, *options, end=False)
+        features = [
+            projected_gradients(point.model, point.blocks, examples, params.side, (params.seed, k), params.batch_tokens)
+            for examples in (documents, point.examples)
+        ]
+        members.append(Member(*features, error_probabilities(point.model, documents, params.batch_tokens)))
+
+# The members' training is a cost of the method, although here they are at hand already.
+cost = {**cost, "seconds": cost["seconds"] + trained, "training_seconds": trained}
+attributes = {"study": params.study, **digest, "query_data_digest": file_digest(files.queries), **cost}
+write_members(snakemake.output.features, members, attributes)
