@@ -25,7 +25,7 @@ rule compute_query_gradients:
         gpus=from_study("gpus"),
         engine=engine("compute_query_gradients"),
     message:
-        "{wildcards.study}: gradients of the queries at the last model"
+        "{wildcards.study}: gradients of the queries at the last model" + NEEDS
     script:
         "../scripts/compute_query_gradients.py"
 
@@ -66,6 +66,7 @@ rule precondition_queries:
         engine=engine("precondition_queries"),
     message:
         "{wildcards.study}: precondition the queries for {wildcards.columns} of {wildcards.stage}"
+        + NEEDS
     script:
         "../scripts/precondition_queries.py"
 
@@ -79,7 +80,7 @@ for study, attributed, stage, estimators in all_passes():
             f"compute_pairwise_scores_{study}_{attributed}_at_{stage}"
         input:
             manifest=manifest(study, stage),
-            records=f"results/{study}/data/{attributed}.jsonl",
+            records=scored_records(study, attributed),
             last=manifest(study, CONFIG.studies[study].stage_names[-1]),
             queries=f"results/{study}/data/queries.jsonl",
             columns=[columns_file(study, attributed, columns) for columns in columns_of(estimators)],
@@ -105,15 +106,16 @@ for study, attributed, stage, estimators in all_passes():
             gpus=CONFIG.studies[study].gpus,
             engine=engine("compute_pairwise_scores"),
         message:
-            f"{study}: score the documents of {attributed} at the {stage} model"
+            f"{study}: score the documents of {attributed} at the {stage} model" + NEEDS
         script:
             "../scripts/compute_pairwise_scores.py"
 
 
 rule compute_self_influence:
     input:
-        manifest="results/{study}/models/{stage}/manifest.json",
-        records="results/{study}/data/{stage}.jsonl",
+        manifest=lambda w: manifest(w.study, w.stage),
+        records=lambda w: scored_records(w.study, w.stage),
+        fitted="results/{study}/data/{stage}.jsonl",
         eigenbasis="results/{study}/factors/{stage}/eigenbasis.h5",
         eigenvalues="results/{study}/factors/{stage}/eigenvalues.h5",
     output:
@@ -137,7 +139,7 @@ rule compute_self_influence:
         gpus=from_study("gpus"),
         engine=engine("compute_self_influence"),
     message:
-        "{wildcards.study}: self-influence of the documents of {wildcards.stage}"
+        "{wildcards.study}: self-influence of the documents of {wildcards.stage}" + NEEDS
     script:
         "../scripts/compute_self_influence.py"
 
@@ -146,7 +148,7 @@ rule normalise_scores:
     input:
         scores=base_scores,
         self_influence="results/{study}/self_influence/{stage}.h5",
-        records="results/{study}/data/{stage}.jsonl",
+        records=lambda w: scored_records(w.study, w.stage),
         queries="results/{study}/data/queries.jsonl",
     output:
         scores="results/{study}/scores/{stage}/{estimator}.h5",
@@ -172,7 +174,7 @@ rule normalise_scores:
 rule average_scores:
     input:
         scores=lambda w: [base_scores(w, study) for study in chains_of(w.study)],
-        records="results/{study}/data/{stage}.jsonl",
+        records=lambda w: scored_records(w.study, w.stage),
         queries="results/{study}/data/queries.jsonl",
     output:
         scores="results/{study}/scores/{stage}/{estimator}.h5",
@@ -257,7 +259,7 @@ rule compute_trak_scores:
 rule compute_baseline_scores:
     input:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
-        records="results/{study}/data/{stage}.jsonl",
+        records=lambda w: scored_records(w.study, w.stage),
         collection=attributed_records,
         queries="results/{study}/data/queries.jsonl",
     output:
@@ -285,6 +287,6 @@ rule compute_baseline_scores:
         gpus=from_study("gpus"),
         engine=engine("compute_baseline_scores"),
     message:
-        "{wildcards.study}: {wildcards.stage} scored by the baseline {wildcards.estimator}"
+        "{wildcards.study}: {wildcards.stage} scored by the baseline {wildcards.estimator}" + NEEDS
     script:
         "../scripts/compute_baseline_scores.py"

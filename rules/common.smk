@@ -1,4 +1,6 @@
 # Helpers of the other rule files; no rule stands here.
+import os
+
 from snakemake.exceptions import WorkflowError
 
 from forebear.config import (
@@ -7,7 +9,7 @@ from forebear.config import (
     refuse_duplicate_keys,
     with_members,
 )
-from forebear.corpus_config import FileCorpus
+from forebear.corpus_config import FileCorpus, StageFiles
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points, scoring_passes
@@ -19,6 +21,8 @@ try:
 except ForebearError as error:
     raise WorkflowError(str(error)) from None
 
+# What a job on a model takes, at the end of its message, so that a dry run lists it.
+NEEDS = " [{threads} threads, {resources.mem_mb} MB, {resources.gpu} GPUs]"
 STAGES = sorted({name for study in CONFIG.studies.values() for name in study.stage_names})
 BASELINES = [name for name, estimator in ESTIMATORS.items() if estimator.is_baseline]
 
@@ -26,7 +30,7 @@ BASELINES = [name for name, estimator in ESTIMATORS.items() if estimator.is_base
 wildcard_constraints:
     study="|".join(CONFIG.studies),
     stage="|".join(STAGES),
-    dataset="|".join([*STAGES, "queries"]),
+    dataset="|".join([*STAGES, "queries", "candidates"]),
     point="(" + "|".join(STAGES) + ")(@(" + "|".join(STAGES) + "))?",
     estimator="[a-z0-9-]+",
     columns="[a-z0-9-]+",
@@ -64,9 +68,16 @@ def manifest(study, stage):
     return f"results/{study}/{folder}/{stage}/manifest.json"
 
 
+def published(wildcards):
+    """Where the published model of a stage, or the sentence encoder, comes from."""
+    study = study_of(wildcards)
+    encoder = wildcards.name == "encoder"
+    return study.corpus.neighbours.encoder if encoder else study.stage(wildcards.name).checkpoint
+
+
 def checkpoint_files(wildcards):
     """The files of a checkpoint that is a folder; one from the hub has its revision."""
-    path = study_of(wildcards).stage(wildcards.stage).checkpoint.path
+    path = published(wildcards).path
     return sorted(str(file) for file in path.glob("*") if file.is_file()) if path else []
 
 
@@ -87,12 +98,37 @@ def threads_of(wildcards):
     return study_of(wildcards).threads
 
 
+def present(path):
+    """A user's file as an input, if it is there yet: a dry run needs no data, and a job that misses it says so."""
+    return path if path and os.path.exists(path) else []
+
+
 def corpus_file(wildcards):
-    """The user's file behind a data set; embedded corpora need none."""
+    """The file behind a data set; None for embedded corpora."""
+    study = study_of(wildcards)
+    if wildcards.dataset in study.stage_names:
+        return (
+            str(study.corpus.documents[wildcards.dataset])
+            if isinstance(study.corpus, StageFiles)
+            else None
+        )
+    if study.candidates:
+        return f"results/{wildcards.study}/{study.candidates}/{wildcards.dataset}.jsonl"
+    return str(study.corpus.queries) if isinstance(study.corpus, FileCorpus) else None
+
+
+def corpus_input(wildcards):
+    """`corpus_file` as an input: what a rule makes is always one, a user's file if it is there."""
+    chosen = (
+        study_of(wildcards).candidates and wildcards.dataset not in study_of(wildcards).stage_names
+    )
+    return corpus_file(wildcards) if chosen else present(corpus_file(wildcards))
+
+
+def corpus_limit(wildcards):
+    """How many lines of a data set's file are read; None for all."""
     corpus = study_of(wildcards).corpus
-    if not isinstance(corpus, FileCorpus):
-        return []
-    return corpus.queries if wildcards.dataset == "queries" else corpus.documents[wildcards.dataset]
+    return corpus.limit.get(wildcards.dataset) if isinstance(corpus, StageFiles) else None
 
 
 def tokenizer_data(wildcards):
@@ -145,10 +181,15 @@ def columns_file(study, stage, columns):
     )
 
 
+def scored_records(study, stage):
+    """The documents that are scored for a stage: its own, or candidates in their place."""
+    name = "candidates" if CONFIG.studies[study].candidates else stage
+    return f"results/{study}/data/{name}.jsonl"
+
+
 def attributed_records(wildcards):
     """The documents that are scored: one file for each attributed stage."""
-    study = wildcards.study
-    return [f"results/{study}/data/{stage}.jsonl" for stage in study_of(wildcards).attributed]
+    return [scored_records(wildcards.study, stage) for stage in study_of(wildcards).attributed]
 
 
 def scores_files(wildcards, estimator):
@@ -196,8 +237,8 @@ def ground_truth(name):
 def check_retrainable(wildcards):
     if not study_of(wildcards).retrainable:
         raise WorkflowError(
-            f"{wildcards.study}: a published checkpoint cannot be retrained, so there is no LDS and no figure of it; "
-            f"ask for results/{wildcards.study}/evaluation.csv or proponents.md, or give every stage `training`."
+            f"{wildcards.study}: models that were published, or never saw the candidates, cannot be retrained without "
+            f"some documents, so there is no LDS and no figure of it; ask for results/{wildcards.study}/evaluation.csv or proponents.md."
         )
 
 

@@ -3,7 +3,7 @@
 
 rule prepare_data:
     input:
-        file=corpus_file,
+        file=corpus_input,
     output:
         records="results/{study}/data/{dataset}.jsonl",
     log:
@@ -15,6 +15,8 @@ rule prepare_data:
         runtime=growing(10),
     params:
         dataset="{dataset}",
+        file=corpus_file,
+        limit=corpus_limit,
         corpus=lambda w: study_of(w).corpus.model_dump(mode="json"),
         seed=from_study("seed"),
         engine=engine("prepare_data"),
@@ -22,3 +24,57 @@ rule prepare_data:
         "{wildcards.study}: prepare {wildcards.dataset}"
     script:
         "../scripts/prepare_data.py"
+
+
+rule trace_facts:
+    input:
+        lama=lambda w: present(study_of(w).corpus.lama),
+        templates=lambda w: present(study_of(w).corpus.templates),
+        trex=lambda w: present(study_of(w).corpus.trex),
+    output:
+        queries="results/{study}/traces/queries.jsonl",
+        candidates="results/{study}/traces/candidates.jsonl",
+    log:
+        "results/{study}/logs/trace_facts.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(16000),
+        runtime=growing(120),
+    params:
+        corpus=lambda w: study_of(w).corpus.model_dump(mode="json"),
+        seed=from_study("seed"),
+        engine=engine("trace_facts"),
+    message:
+        "{wildcards.study}: facts of LAMA and the sentences of T-REx that are ranked for them"
+    script:
+        "../scripts/trace_facts.py"
+
+
+rule find_neighbours:
+    input:
+        queries=lambda w: present(study_of(w).corpus.queries),
+        pool=lambda w: present(study_of(w).corpus.neighbours.pool),
+        encoder="results/{study}/checkpoints/encoder/manifest.json",
+    output:
+        queries="results/{study}/neighbours/queries.jsonl",
+        candidates="results/{study}/neighbours/candidates.jsonl",
+    log:
+        "results/{study}/logs/find_neighbours.log",
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=growing(16000),
+        runtime=growing(120),
+        gpu=from_study("gpus"),
+    params:
+        files=lambda w: [str(study_of(w).corpus.queries), str(study_of(w).corpus.neighbours.pool)],
+        limit=lambda w: study_of(w).corpus.neighbours.limit,
+        nearest=lambda w: study_of(w).corpus.neighbours.count,
+        gpus=from_study("gpus"),
+        engine=engine("find_neighbours"),
+    message:
+        "{wildcards.study}: documents nearest to the queries" + NEEDS
+    script:
+        "../scripts/find_neighbours.py"

@@ -64,6 +64,7 @@ rule retrain:
         engine=engine("retrain"),
     message:
         "{wildcards.study}: retrain on subsets, shard {wildcards.shard} of {wildcards.shards}"
+        + NEEDS
     script:
         "../scripts/retrain.py"
 
@@ -91,6 +92,6 @@ rule measure_retrainings:
         bank="results/{study}/ground_truth/retrainings",
         engine=engine("measure_retrainings"),
     message:
-        "{wildcards.study}: measure the queries at every retrained model"
+        "{wildcards.study}: measure the queries at every retrained model" + NEEDS
     script:
         "../scripts/measure_retrainings.py"

@@ -5,19 +5,21 @@ rule download_model:
     input:
         files=checkpoint_files,
     output:
-        manifest="results/{study}/checkpoints/{stage}/manifest.json",
+        manifest="results/{study}/checkpoints/{name}/manifest.json",
     log:
-        "results/{study}/logs/download_model/{stage}.log",
+        "results/{study}/logs/download_model/{name}.log",
+    wildcard_constraints:
+        name="|".join([*STAGES, "encoder"]),
     # A cluster's nodes often have no network.
     localrule: True
     conda:
         "../envs/forebear.yaml"
     params:
-        stage="{stage}",
-        checkpoint=lambda w: study_of(w).stage(w.stage).checkpoint.model_dump(mode="json"),
+        name="{name}",
+        checkpoint=lambda w: published(w).model_dump(mode="json"),
         engine=engine("download_model"),
     message:
-        "{wildcards.study}: fetch the published model of {wildcards.stage}"
+        "{wildcards.study}: fetch the published model of {wildcards.name}"
     script:
         "../scripts/download_model.py"
 
@@ -58,7 +60,7 @@ rule train_stage:
         gpus=from_study("gpus"),
         engine=engine("train_stage"),
     message:
-        "{wildcards.study}: train the stage {wildcards.stage}"
+        "{wildcards.study}: train the stage {wildcards.stage}" + NEEDS
     script:
         "../scripts/train_stage.py"
 
@@ -82,6 +84,6 @@ rule answer_queries:
         gpus=from_study("gpus"),
         engine=engine("answer_queries"),
     message:
-        "{wildcards.study}: let the last model answer the queries"
+        "{wildcards.study}: let the last model answer the queries" + NEEDS
     script:
         "../scripts/answer_queries.py"

@@ -1,4 +1,4 @@
-"""Fetch a published checkpoint of a stage, or take a folder, and note the digests of its files."""
+"""Fetch a published checkpoint, or take a folder, and note the digests of its files."""
 
 from forebear.jobs import start
 
@@ -19,6 +19,6 @@ link_checkpoint(folder, directory)
 files = {file.name: file_digest(file) for file in sorted(directory.iterdir()) if file.name != "manifest.json"}
 write_manifest(
     directory,
-    {"stage": params.stage, "source": {**source, "folder": str(folder)}, "files": files, "versions": versions()},
+    {"name": params.name, "source": {**source, "folder": str(folder)}, "files": files, "versions": versions()},
 )
-print(f"{params.stage}: {len(files)} files from {folder}")
+print(f"{params.name}: {len(files)} files from {folder}")

@@ -12,7 +12,7 @@ import pandas as pd
 from forebear.artifacts import read_cost, read_scores
 from forebear.bank import read_bank, read_subsets
 from forebear.datasets import collection_digest, file_digest, read_jsonl, read_records
-from forebear.evaluation import Bank, evaluate_estimator, noise_ceiling, relevant_indices
+from forebear.evaluation import Bank, candidate_mask, evaluate_estimator, noise_ceiling, relevant_indices
 from forebear.progress import progress
 from forebear.writing import atomic_path
 
@@ -25,7 +25,7 @@ if files.bank:
     subsets = read_subsets(files.subsets, digest)
     measured = read_bank(files.bank, {**digest, "query_data_digest": file_digest(files.queries)})
     bank = Bank(np.concatenate([subsets[stage] for stage in params.stages], axis=1), *measured)
-relevant = relevant_indices(documents, queries)
+relevant, candidates = relevant_indices(documents, queries), candidate_mask(documents, queries)
 digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
 
 rows = []
@@ -34,11 +34,15 @@ for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
     matrices, costs = zip(*map(read_scores, of_stages, digests), strict=True)
     scores = dict(zip(params.stages, matrices, strict=True))
     overhead = [read_cost(source) for source in params.overhead[name]]
-    rows.append({"estimator": name, **evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed)})
+    row = evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed, candidates)
+    rows.append({"estimator": name, **row})
 
 rows += [{"estimator": name, "undefined": f"undefined: {reason}"} for name, reason in params.undefined.items()]
 
-summary = {"answered_correctly": sum(answer["correct"] for answer in answers) / len(answers)}
+summary = {
+    "answered_correctly": sum(answer["correct"] for answer in answers) / len(answers),
+    "top_k_accuracy": {k: sum(answer["rank"] <= k for answer in answers) / len(answers) for k in (1, 3, 10)},
+}
 if bank:
     summary["noise_ceiling"] = dict(zip(("value", "low", "high"), noise_ceiling(bank, params.seed), strict=True))
 with atomic_path(snakemake.output.table) as path:

@@ -12,7 +12,7 @@ dataset, corpus = snakemake.params.dataset, dict(snakemake.params.corpus)
 if "embedded" in corpus:
     records = build_corpus(**corpus, seed=snakemake.params.seed)[dataset]
 else:
-    records = read_records(snakemake.input.file)
+    records = read_records(snakemake.params.file, snakemake.params.limit)
 with atomic_path(snakemake.output.records) as path:
     write_records(path, records)
 print(f"{dataset}: {len(records)} records")

@@ -17,9 +17,9 @@ SLACK = 8  # tokens that an answer may be longer than the reference
 def answer_queries(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: Sequence[dict], max_length: int
 ) -> list[dict]:
-    """For every query: `id`, the model's `answer`, whether it is `correct`, and its `loss`.
+    """For every query: `id`, the model's `answer`, whether it is `correct`, its `loss`, and its `rank`.
 
-    The loss is the summed cross-entropy of the reference answer, in nats. An answer is
+    The rank, from 1, is that of the reference's first token (or class) among all. The loss is the summed cross-entropy of the reference answer, in nats. An answer is
     correct if its tokens up to the end-of-sequence token, or its class, are the reference's.
     """
     examples = encode(queries, tokenizer, max_length, end=False, classes=classes_by_label(model))
@@ -29,8 +29,19 @@ def answer_queries(
         progress(queries, "answers", "query"), examples, evaluate_losses(model, examples).tolist(), strict=True
     ):
         text, correct = answer(model, tokenizer, example)
-        answers.append({"id": query["id"], "answer": text or "(nothing)", "correct": correct, "loss": loss})
+        judged = {"correct": correct, "loss": loss, "rank": _rank(model, example)}
+        answers.append({"id": query["id"], "answer": text or "(nothing)", **judged})
     return answers
+
+
+def _rank(model: PreTrainedModel, example: Example) -> int:
+    """How many tokens (or classes) are likelier than the first that is right, and one."""
+    logits = position_logits(model, example.ids[None].to(model.device))[0]
+    if example.label is not None:
+        place, target = -1, example.label
+    else:
+        place, target = example.first_target - 1, example.ids[example.first_target]
+    return int((logits[place] > logits[place, target]).sum()) + 1
 
 
 def _label(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -115,6 +116,12 @@ def load_model(directory: str | Path) -> PreTrainedModel:
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     return kind.from_pretrained(directory, use_safetensors=True, **options).eval().requires_grad_(False)
+
+
+def load_encoder(directory: str | Path) -> PreTrainedModel:
+    """A model without a head, such as a sentence encoder."""
+    model = AutoModel.from_pretrained(directory, use_safetensors=True, trust_remote_code=False, local_files_only=True)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

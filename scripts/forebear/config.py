@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from forebear.corpus_config import EMBEDDED, Corpus, FileCorpus, Section
+from forebear.corpus_config import EMBEDDED, Checkpoint, Corpus, FileCorpus, Neighbours, Section, TracingCorpus
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS, root
 
@@ -30,25 +30,6 @@ class Training(Section):
     """AdamW's decoupled weight decay."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Fraction of the steps in which the learning rate rises."""
-
-
-class Checkpoint(Section):
-    """A model that has been trained already: on the Hugging Face hub, or in a folder."""
-
-    hub: str | None = None
-    """Name on the hub, such as bigscience/bloom-560m."""
-    revision: str | None = None
-    """Commit or tag on the hub; a branch may move."""
-    path: Path | None = None
-    """A folder with config, tokenizer and weights; a plain string is `path`."""
-
-    @model_validator(mode="after")
-    def _pinned_or_path(self):
-        if (self.hub is None) == (self.path is None):
-            raise ValueError("give either `hub` or `path`")
-        if (self.hub is None) != (self.revision is None):
-            raise ValueError("`hub` needs a `revision`, a commit for preference, and `path` has none")
-        return self
 
 
 class Damping(Section):
@@ -81,11 +62,6 @@ class Stage(Section):
     """Damping of the stage's curvature; a plain number is `relative`."""
     alpha: float | Literal["auto"] = "auto"
     """α, the strength of the pull to the stage before; `auto` reads it off the training record."""
-
-    @field_validator("checkpoint", mode="before")
-    @classmethod
-    def _plain_string_is_path(cls, value):
-        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("damping", mode="before")
     @classmethod
@@ -206,7 +182,9 @@ class Study(Section):
                 raise ValueError(
                     f"there is no embedded corpus {value['embedded']!r}; choose from {', '.join(EMBEDDED)}"
                 )
-            return EMBEDDED[value["embedded"]](**value) if "embedded" in value else FileCorpus(**value)
+            if "embedded" in value:
+                return EMBEDDED[value["embedded"]](**value)
+            return TracingCorpus(**value) if "trex" in value else FileCorpus(**value)
         return value
 
     @field_validator("model")
@@ -252,6 +230,8 @@ class Study(Section):
         for name in self.attributed_stages:
             if name not in names:
                 raise ValueError(f"`attributed_stages` has {name!r}, which is none of the stages {', '.join(names)}")
+        if self.candidates and len(self.attributed) > 1:
+            raise ValueError("candidates stand for one attributed stage, but `attributed_stages` has several")
         for name in names:
             if name not in self.corpus.stages:
                 raise ValueError(
@@ -296,10 +276,17 @@ class Study(Section):
         return [name for name in self.estimators if name not in self.undefined]
 
     @property
+    def candidates(self) -> Literal["traces", "neighbours"] | None:
+        """What chooses the scored documents, where they are not the attributed stage's own."""
+        if isinstance(self.corpus, TracingCorpus):
+            return "traces"
+        return "neighbours" if isinstance(self.corpus, FileCorpus) and self.corpus.neighbours else None
+
+    @property
     def retrainable(self) -> bool:
-        """Whether the attributed stage and all after it have a training recipe."""
+        """Whether models can be retrained without some of the scored documents."""
         first = min(self.stage_names.index(name) for name in self.attributed)
-        return all(stage.training for stage in self.stages[first:])
+        return not self.candidates and all(stage.training for stage in self.stages[first:])
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -424,7 +411,9 @@ def _rows(section: type[BaseModel], prefix: str = "") -> list[str]:
 # Keys that hold a section, or a collection of them.
 _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ...]] = {
     (Config, "studies"): ((".*", Study),),
-    (Study, "corpus"): (*(("", corpus) for corpus in EMBEDDED.values()), ("", FileCorpus)),
+    (Study, "corpus"): (*(("", corpus) for corpus in EMBEDDED.values()), ("", FileCorpus), ("", TracingCorpus)),
+    (FileCorpus, "neighbours"): (("", Neighbours),),
+    (Neighbours, "encoder"): (("", Checkpoint),),
     (Study, "stages"): (("[]", Stage),),
     (Study, "ground_truth"): (("", GroundTruth),),
     (Study, "ensemble"): (("", Ensemble),),

@@ -1,7 +1,7 @@
 """The config's `corpus` section: where a study's documents and queries come from."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -76,19 +76,84 @@ class SpeechesCorpus(Section):
         return ("pretraining", "finetuning")
 
 
-class FileCorpus(Section):
-    """JSONL files of your own."""
+class Checkpoint(Section):
+    """A model that has been trained already: on the Hugging Face hub, or in a folder."""
+
+    hub: str | None = None
+    """Name on the hub, such as bigscience/bloom-560m."""
+    revision: str | None = None
+    """Commit or tag on the hub; a branch may move."""
+    path: Path | None = None
+    """A folder with config, tokenizer and weights; a plain string is `path`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_string_is_path(cls, value):
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _pinned_or_path(self):
+        if (self.hub is None) == (self.path is None):
+            raise ValueError("give either `hub` or `path`")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("`hub` needs a `revision`, a commit for preference, and `path` has none")
+        return self
+
+
+class Neighbours(Section):
+    """Documents to score in place of the attributed stage's own: those nearest to the queries."""
+
+    pool: Path
+    """A file of documents to choose from, as for a stage."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many lines of the pool."""
+    encoder: Checkpoint
+    """A sentence encoder, such as sentence-transformers/all-MiniLM-L6-v2."""
+    count: int = Field(100, ge=1)
+    """Nearest documents for each query."""
+
+
+class StageFiles(Section):
+    """JSONL files of the stages' documents."""
 
     documents: dict[str, Path]
-    """For each stage, a file of {"text"}, {"prompt", "completion"} or {"text", "label"} lines."""
-    queries: Path
-    """A file of {"prompt", "completion"} or {"text", "label"} lines, optionally with `relevant` and `group`."""
+    """For each stage, a file of {"text"}, {"prompt", "completion"} or {"text", "label"} lines, of xP3 or of dolly-15k."""
+    limit: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """For some stages, only the first so many lines."""
 
     @property
     def stages(self) -> tuple[str, ...]:
         return tuple(self.documents)
 
 
+class FileCorpus(StageFiles):
+    """JSONL files of your own."""
+
+    queries: Path
+    """A file of {"prompt", "completion"} or {"text", "label"} lines, optionally with `relevant` and `group`."""
+    neighbours: Neighbours | None = None
+    """Score the documents nearest to the queries instead of the attributed stage's own."""
+
+
+class TracingCorpus(StageFiles):
+    """Facts of LAMA as queries; scored are sentences of T-REx instead of the attributed stage's documents."""
+
+    lama: Path
+    """LAMA's folder TREx of facts, a file for each relation."""
+    templates: Path
+    """LAMA's relations.jsonl, whose lines have a `template` or a `question`."""
+    trex: Path
+    """T-REx's folder of abstracts in JSON."""
+    queries: int = Field(200, ge=1)
+    """How many facts are asked about."""
+    random: int = Field(200, ge=0)
+    """Random sentences, the same for all queries, among the candidates of each."""
+    bm25: int = Field(100, ge=0)
+    """Sentences that BM25 finds."""
+    same_object: int = Field(100, ge=0)
+    """Random sentences about the same object."""
+
+
 EMBEDDED = {"facts": FactsCorpus, "midtraining": MidtrainingCorpus, "speeches": SpeechesCorpus}
 
-Corpus = FactsCorpus | MidtrainingCorpus | SpeechesCorpus | FileCorpus
+Corpus = FactsCorpus | MidtrainingCorpus | SpeechesCorpus | FileCorpus | TracingCorpus

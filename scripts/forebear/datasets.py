@@ -3,13 +3,15 @@
 A record is a JSON object with either `text` (every token is a target) or `prompt` and
 `completion` (only the completion's tokens are). A classifier's has `text` and `label`; its
 one target is the class, at the last token. It may carry `id`, and queries may carry
-`relevant` (ids of the documents that state the answer) and `group`.
+`relevant` (ids of the documents that state the answer), `candidates` (ids of those that are
+ranked for it; all by default) and `group`.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from forebear.errors import ForebearError
+from forebear.formats import as_record
 
 IGNORED = -100  # the label of a position without a target; cross_entropy's default
 
@@ -52,8 +55,11 @@ class Batch:
         return Batch(self.indices, self.ids.to(device), self.labels.to(device), self.positions.to(device))
 
 
-def read_records(path: str | Path) -> list[dict]:
+def read_records(path: str | Path, limit: int | None = None) -> list[dict]:
     """The records of a JSONL file, checked; ids default to line numbers.
+
+    Args:
+        limit: read the first so many lines only.
 
     Raises:
         ForebearError: naming file and line, for a line that is not a valid record.
@@ -63,7 +69,7 @@ def read_records(path: str | Path) -> list[dict]:
         raise ForebearError(f"{path}: there is no such file; check `corpus` in the config.")
     records, lines_by_id = [], {}
     with path.open("rb") as handle:
-        for number, raw in enumerate(handle, start=1):
+        for number, raw in enumerate(islice(handle, limit), start=1):
             where = f"{path}, line {number}"
             record = _parse_record(raw, where)
             record.setdefault("id", str(number))
@@ -85,6 +91,7 @@ def _parse_record(raw: bytes, where: str) -> dict:
         raise ForebearError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from error
     if not isinstance(record, dict):
         raise ForebearError(f"{where}: expected a JSON object, found {type(record).__name__}.")
+    record = as_record(record)
     keys = {"text"} if "text" in record else {"prompt", "completion"}
     for key in sorted(keys):
         if not isinstance(record.get(key), str) or not record[key].strip():

@@ -32,6 +32,7 @@ def evaluate_estimator(
     costs: Sequence[Mapping],
     overhead: Sequence[Mapping],
     seed: int,
+    candidates: np.ndarray | None = None,
 ) -> dict[str, float]:
     """One row of the evaluation table.
 
@@ -41,13 +42,16 @@ def evaluate_estimator(
         costs: attributes of the scores' files: `seconds`, `peak_bytes`, and for rankers
             with preparations of their own `overhead_seconds`.
         overhead: attributes of the other files that the scores needed.
+        candidates: [Σ N_s, Q] bool, the documents that are ranked for each query; all by default.
     """
     effects = document_effects(scores)
+    ranked = effects if candidates is None else np.where(candidates, effects, -np.inf)
     scoring_seconds = sum(part["seconds"] for part in costs)
     return {
         **(_lds(scores, effects, bank.with_seed(seed), seed) if bank else {}),
-        "mrr": mean_reciprocal_rank(effects, relevant),
-        "recall_at_10": recall_at(effects, relevant, 10),
+        "mrr": mean_reciprocal_rank(ranked, relevant),
+        "recall_at_10": recall_at(ranked, relevant, 10),
+        "map": mean_average_precision(ranked, relevant),
         "overhead_seconds": sum(c.get("overhead_seconds", 0.0) for c in costs) + sum(o["seconds"] for o in overhead),
         "scoring_seconds": scoring_seconds,
         "pairs": effects.size,
@@ -171,6 +175,11 @@ def recall_at(scores: np.ndarray, relevant: Sequence[Sequence[int]], k: int = 10
     return _mean_over_queries(scores, relevant, lambda ranks: (ranks <= k).sum() / min(k, len(ranks)))
 
 
+def mean_average_precision(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> float:
+    """Mean over queries of the precision at each relevant document's rank, averaged over these documents."""
+    return _mean_over_queries(scores, relevant, lambda ranks: (np.arange(1, len(ranks) + 1) / np.sort(ranks)).mean())
+
+
 def _mean_over_queries(
     scores: np.ndarray, relevant: Sequence[Sequence[int]], measure: Callable[[np.ndarray], float]
 ) -> float:
@@ -180,6 +189,17 @@ def _mean_over_queries(
         if len(chosen):
             values.append(measure(rankdata(-column, method="average")[list(chosen)]))
     return float(np.mean(values)) if values else float("nan")
+
+
+def candidate_mask(documents: Sequence[dict], queries: Sequence[dict]) -> np.ndarray | None:
+    """[N, Q] bool, whether a query's `candidates` name a document; None if no query has any."""
+    if not any("candidates" in query for query in queries):
+        return None
+    places = {document["id"]: i for i, document in enumerate(documents)}
+    mask = np.zeros((len(documents), len(queries)), bool)
+    for column, query in zip(mask.T, queries, strict=True):
+        column[[places[name] for name in query.get("candidates", places) if name in places]] = True
+    return mask
 
 
 def relevant_indices(documents: Sequence[dict], queries: Sequence[dict]) -> list[list[int]]:
