@@ -25,7 +25,7 @@ rule compute_query_gradients:
         gpus=from_study("gpus"),
         engine=engine("compute_query_gradients"),
     message:
-        "{wildcards.study}: gradients of the queries at the last model" + NEEDS
+        with_needs("{wildcards.study}: gradients of the queries at the last model")
     script:
         "../scripts/compute_query_gradients.py"
 
@@ -106,7 +106,7 @@ for study, attributed, stage, estimators in all_passes():
             gpus=CONFIG.studies[study].gpus,
             engine=engine("compute_pairwise_scores"),
         message:
-            f"{study}: score the documents of {attributed} at the {stage} model" + NEEDS
+            with_needs(f"{study}: score the documents of {attributed} at the {stage} model")
         script:
             "../scripts/compute_pairwise_scores.py"
 
@@ -139,7 +139,7 @@ rule compute_self_influence:
         gpus=from_study("gpus"),
         engine=engine("compute_self_influence"),
     message:
-        "{wildcards.study}: self-influence of the documents of {wildcards.stage}" + NEEDS
+        with_needs("{wildcards.study}: self-influence of the documents of {wildcards.stage}")
     script:
         "../scripts/compute_self_influence.py"
 
@@ -287,6 +287,8 @@ rule compute_baseline_scores:
         gpus=from_study("gpus"),
         engine=engine("compute_baseline_scores"),
     message:
-        "{wildcards.study}: {wildcards.stage} scored by the baseline {wildcards.estimator}" + NEEDS
+        with_needs(
+            "{wildcards.study}: {wildcards.stage} scored by the baseline {wildcards.estimator}"
+        )
     script:
         "../scripts/compute_baseline_scores.py"

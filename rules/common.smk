@@ -21,8 +21,6 @@ try:
 except ForebearError as error:
     raise WorkflowError(str(error)) from None
 
-# What a job on a model takes, at the end of its message, so that a dry run lists it.
-NEEDS = " [{threads} threads, {resources.mem_mb} MB, {resources.gpu} GPUs]"
 STAGES = sorted({name for study in CONFIG.studies.values() for name in study.stage_names})
 BASELINES = [name for name, estimator in ESTIMATORS.items() if estimator.is_baseline]
 
@@ -36,6 +34,11 @@ wildcard_constraints:
     columns="[a-z0-9-]+",
     shard=r"\d+",
     shards=r"\d+",
+
+
+def with_needs(message):
+    """A message that says what the job takes, so that a dry run lists it."""
+    return f"{message} [{{threads}} threads, {{resources.mem_mb}} MB, {{resources.gpu}} GPUs]"
 
 
 def study_of(wildcards):

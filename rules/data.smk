@@ -75,6 +75,6 @@ rule find_neighbours:
         gpus=from_study("gpus"),
         engine=engine("find_neighbours"),
     message:
-        "{wildcards.study}: documents nearest to the queries" + NEEDS
+        with_needs("{wildcards.study}: documents nearest to the queries")
     script:
         "../scripts/find_neighbours.py"

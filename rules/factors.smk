@@ -29,7 +29,7 @@ rule fit_covariances:
         gpus=from_study("gpus"),
         engine=engine("fit_covariances"),
     message:
-        "{wildcards.study}: covariances of {wildcards.point}" + NEEDS
+        with_needs("{wildcards.study}: covariances of {wildcards.point}")
     script:
         "../scripts/fit_covariances.py"
 
@@ -56,7 +56,7 @@ rule compute_eigenbasis:
         gpus=from_study("gpus"),
         engine=engine("compute_eigenbasis"),
     message:
-        "{wildcards.study}: eigenbasis of {wildcards.point}" + NEEDS
+        with_needs("{wildcards.study}: eigenbasis of {wildcards.point}")
     script:
         "../scripts/compute_eigenbasis.py"
 
@@ -90,6 +90,6 @@ rule fit_eigenvalues:
         gpus=from_study("gpus"),
         engine=engine("fit_eigenvalues"),
     message:
-        "{wildcards.study}: eigenvalues of {wildcards.point}" + NEEDS
+        with_needs("{wildcards.study}: eigenvalues of {wildcards.point}")
     script:
         "../scripts/fit_eigenvalues.py"

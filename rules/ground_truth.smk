@@ -92,6 +92,6 @@ rule measure_retrainings:
         bank="results/{study}/ground_truth/retrainings",
         engine=engine("measure_retrainings"),
     message:
-        "{wildcards.study}: measure the queries at every retrained model" + NEEDS
+        with_needs("{wildcards.study}: measure the queries at every retrained model")
     script:
         "../scripts/measure_retrainings.py"

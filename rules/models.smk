@@ -60,7 +60,7 @@ rule train_stage:
         gpus=from_study("gpus"),
         engine=engine("train_stage"),
     message:
-        "{wildcards.study}: train the stage {wildcards.stage}" + NEEDS
+        with_needs("{wildcards.study}: train the stage {wildcards.stage}")
     script:
         "../scripts/train_stage.py"
 
@@ -84,6 +84,6 @@ rule answer_queries:
         gpus=from_study("gpus"),
         engine=engine("answer_queries"),
     message:
-        "{wildcards.study}: let the last model answer the queries" + NEEDS
+        with_needs("{wildcards.study}: let the last model answer the queries")
     script:
         "../scripts/answer_queries.py"
