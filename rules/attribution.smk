@@ -65,8 +65,9 @@ rule precondition_queries:
         gpus=from_study("gpus"),
         engine=engine("precondition_queries"),
     message:
-        "{wildcards.study}: precondition the queries for {wildcards.columns} of {wildcards.stage}"
-        + NEEDS
+        with_needs(
+            "{wildcards.study}: precondition the queries for {wildcards.columns} of {wildcards.stage}"
+        )
     script:
         "../scripts/precondition_queries.py"
 

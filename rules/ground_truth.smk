@@ -63,8 +63,9 @@ rule retrain:
         bank="results/{study}/ground_truth/retrainings",
         engine=engine("retrain"),
     message:
-        "{wildcards.study}: retrain on subsets, shard {wildcards.shard} of {wildcards.shards}"
-        + NEEDS
+        with_needs(
+            "{wildcards.study}: retrain on subsets, shard {wildcards.shard} of {wildcards.shards}"
+        )
     script:
         "../scripts/retrain.py"
 
