@@ -6,6 +6,9 @@ min_version("9.10")
 configfile: "config.yaml"
 
 
+report: "rules/captions/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/models.smk"
@@ -14,6 +17,7 @@ include: "rules/attribution.smk"
 include: "rules/ground_truth.smk"
 include: "rules/evaluation.smk"
 include: "rules/figures.smk"
+include: "rules/report.smk"
 
 
 rule all:
@@ -26,3 +30,5 @@ rule all:
         ),
         f"results/{CONFIG.study}/evaluation.csv",
         f"results/{CONFIG.study}/proponents.md",
+        f"results/{CONFIG.study}/pages/proponents.html",
+        f"results/{CONFIG.study}/provenance.json",

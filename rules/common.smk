@@ -302,3 +302,16 @@ def all_passes():
             study.computed, study.stage_names, attributed
         ).items()
     ]
+
+
+def study_files(wildcards):
+    """All files whose origin a study's provenance tells: from data to figures."""
+    study, folder = study_of(wildcards), f"results/{wildcards.study}"
+    files = [f"{folder}/data/{name}.jsonl" for name in [*study.stage_names, "queries"]]
+    files += [manifest(wildcards.study, stage) for stage in study.stage_names]
+    for estimator in study.computed:
+        files += overhead_files(wildcards.study, estimator) + scores_files(wildcards, estimator)
+    names = ["queries/answers.jsonl", "evaluation.csv", "evaluation.json", "proponents.md"]
+    if study.retrainable:
+        names += ["ground_truth/subsets.h5", "ground_truth/bank.h5", "spearman.png", "damping.png"]
+    return list(dict.fromkeys(files + [f"{folder}/{name}" for name in names]))

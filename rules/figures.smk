@@ -3,7 +3,12 @@ rule plot_spearman:
         table=evaluation_with_lds,
         summary="results/{study}/evaluation.json",
     output:
-        figure="results/{study}/spearman.png",
+        figure=report(
+            "results/{study}/spearman.png",
+            category="Evaluation",
+            labels={"study": "{study}", "what": "quality against cost"},
+            caption="captions/spearman.rst",
+        ),
     log:
         "results/{study}/logs/plot_spearman.log",
     conda:
@@ -25,7 +30,12 @@ rule plot_damping:
         predictions=lambda w: f"results/{w.study}/sweep/{study_of(w).attributed[0]}.h5",
         bank="results/{study}/ground_truth/bank.h5",
     output:
-        figure="results/{study}/damping.png",
+        figure=report(
+            "results/{study}/damping.png",
+            category="Evaluation",
+            labels={"study": "{study}", "what": "quality over the dampings"},
+            caption="captions/damping.rst",
+        ),
         table="results/{study}/damping.csv",
     log:
         "results/{study}/logs/plot_damping.log",

@@ -1,8 +1,10 @@
 """Predictions of the retrainings for a grid of dampings and α."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts import read_query_columns, write_sweep
 from forebear.bank import read_subsets

@@ -30,6 +30,13 @@ def test_every_rule_has_its_script_and_every_script_its_rule():
     assert used <= named
 
 
+def test_every_script_that_uses_gpus_leases_them_before_it_imports_torch():
+    for path in (ROOT / "scripts").glob("*.py"):
+        script = path.read_text()
+        if "params.gpus" in script:
+            assert script.index("lease_devices(") < script.index("from forebear.", script.index("start(")), path
+
+
 def test_the_engine_never_imports_snakemake():
     for path in (ROOT / "scripts/forebear").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

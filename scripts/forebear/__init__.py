@@ -4,7 +4,7 @@ The engine behind the workflow. It never imports snakemake, and data flows one w
 
 config → datasets, training (stages) → blocks, capture, factors, kronecker (curvature) →
 chain (preconditioned queries) → scoring, baselines → bank, retraining (ground truth) →
-evaluation → plots, reports; store, artifacts and manifests are the files between them;
+evaluation → plots, reports, pages, provenance; store, artifacts and manifests are the files between them;
 jobs and devices are what every script starts with.
 """
 

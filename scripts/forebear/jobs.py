@@ -3,7 +3,10 @@
 Importing this room is cheap, so that the log also catches what heavy imports print.
 """
 
+import atexit
+import json
 import os
+import platform
 import resource
 import sys
 import time
@@ -16,9 +19,11 @@ from forebear.errors import ForebearError
 from forebear.progress import TERMINAL_FD
 from forebear.writing import explained_write
 
+RECORD = "job: "  # begins the last line of a job's log
+
 
 def start(log: str, threads: int) -> None:
-    """Redirect this process to `log` and set its number of threads.
+    """Redirect this process to `log`, set its number of threads, and note at its end what it took.
 
     A ForebearError ends the process with its sentence and exit code 1; any other
     exception with its traceback, because then the mistake is ours.
@@ -33,6 +38,29 @@ def start(log: str, threads: int) -> None:
     os.dup2(target, 2)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
+    atexit.register(_leave_record, threads, time.perf_counter())
+
+
+def _leave_record(threads: int, began: float) -> None:
+    record = {"seconds": time.perf_counter() - began, "peak_bytes": _peak_bytes(), "threads": threads, **_device()}
+    print(RECORD + json.dumps(record), flush=True)
+
+
+def _device() -> dict[str, str | int]:
+    """The processor, or the GPUs if this process has used any."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {"device": f"cpu {platform.machine()}"}
+    gpus = range(torch.cuda.device_count())
+    return {
+        "device": ", ".join(torch.cuda.get_device_name(k) for k in gpus),
+        "peak_gpu_bytes": max(torch.cuda.max_memory_allocated(k) for k in gpus),
+    }
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has used."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -51,4 +79,4 @@ def measured() -> Iterator[dict[str, float]]:
     began = time.perf_counter()
     yield cost
     cost["seconds"] = time.perf_counter() - began
-    cost["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    cost["peak_bytes"] = _peak_bytes()

@@ -1,0 +1,16 @@
+"""Write down what the study's results were made from, and what every job took."""
+
+from forebear.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+import json
+from pathlib import Path
+
+from forebear.provenance import gather_provenance
+from forebear.writing import atomic_path
+
+params = snakemake.params
+found = gather_provenance(params.study, params.config, params.seeds, list(snakemake.input), Path(params.logs))
+with atomic_path(snakemake.output.provenance) as path:
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,70 @@
+"""What a study's provenance tells, and the pages of the report."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from forebear.errors import ForebearError
+from forebear.pages import markdown_page, table_page
+from forebear.provenance import gather_provenance
+from forebear.store import create
+
+
+def gathered(folder: Path, *files: Path) -> dict:
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    found = gather_provenance("mine", {"seed": 1}, {"seed": 1}, files, logs)
+    return json.loads(json.dumps(found))  # as it is written
+
+
+def test_an_artifact_is_described_by_its_digest_and_attributes(tmp_path):
+    with create(tmp_path / "a.h5", "covariances", {"model_digest": "m", "seconds": 1.5}) as file:
+        file["values"] = [1.0, 2.0]
+    described = gathered(tmp_path, tmp_path / "a.h5")["files"][str(tmp_path / "a.h5")]
+    assert {"model_digest": "m", "seconds": 1.5, "kind": "covariances"}.items() <= described.items()
+    assert len(described["sha256"]) == 64
+    assert described["bytes"] == (tmp_path / "a.h5").stat().st_size
+
+
+def test_a_model_is_described_by_its_manifest(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"model_digest": "m", "versions": {"torch": "2"}}')
+    described = gathered(tmp_path, tmp_path / "manifest.json")["files"][str(tmp_path / "manifest.json")]
+    assert described["versions"] == {"torch": "2"}
+
+
+def test_a_job_is_known_by_the_record_at_the_end_of_its_log(tmp_path):
+    for name, text in {
+        "train/a": 'epoch 1\njob: {"seconds": 2.5, "peak_bytes": 10, "device": "cpu"}\n',
+        "train/cached": "",
+        "train/running": "epoch 1\n",
+    }.items():
+        log = tmp_path / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text)
+    assert gathered(tmp_path)["jobs"] == {
+        "train/a": {"seconds": 2.5, "peak_bytes": 10, "device": "cpu"},
+        "train/cached": {"cached": True},
+    }
+
+
+def test_nothing_of_the_environment_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert "hf_secret" not in json.dumps(gathered(tmp_path))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ForebearError, match=r"gone\.csv: cannot be read"):
+        gathered(tmp_path, tmp_path / "gone.csv")
+
+
+def test_a_page_shows_tables_and_links_but_interprets_no_html():
+    page = markdown_page(
+        "# Title\n\n[1](#query-1)\n\n## Query 1\n\n| a | b |\n| --- | --- |\n| 1 | <script>x</script> |\n"
+    )
+    assert '<a href="#query-1">1</a>' in page
+    assert '<h2 id="query-1">Query 1</h2>' in page
+    assert "<td>1</td>" in page
+    assert "<script>" not in page
+    assert "<script>" not in table_page(pd.DataFrame({"estimator": ["<script>"], "lds": [0.5]}), "Evaluation")
