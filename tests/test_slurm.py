@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from copies import ROOT, copy_workflow
 from slurm_cluster import one_machine_cluster, output_of, wait_until, why_not
 
-ROOT = Path(__file__).parents[1]
 FACTORS = "results/tiny/factors/pretraining/eigenbasis.h5"
 
 # Rules whose resources grow as those of the workflow do, and that write down what SLURM gave them.
@@ -88,10 +87,7 @@ def test_memory_and_run_time_rise_with_the_attempt(probes):
 
 
 def test_a_cancelled_run_takes_its_jobs_along_and_resumes(tmp_path):
-    for name in ("Snakefile", "rules", "scripts", "profiles", "envs"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "tests/tiny.yaml", tmp_path / "config.yaml")
+    copy_workflow(tmp_path)
     trained = tmp_path / "results/tiny/models/pretraining/manifest.json"
     following = tmp_path / "results/tiny/logs/fit_covariances/pretraining.log"
 

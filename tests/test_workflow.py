@@ -1,9 +1,8 @@
 """The real workflow on a tiny study: it finishes, does nothing twice, and refuses bad input."""
 
+import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -11,20 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from copies import copy_workflow, snakemake
+
 FIGURE = "results/figures/spearman.png"
 COLUMNS = "results/tiny/queries/pretraining/multistage-ekfac.h5"
 
+SECRET = "hf_a_token_of_the_environment"
+
 pytestmark = pytest.mark.slow
-
-
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run the workflow in `folder` on two cores."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(folder / "scripts")}  # the copy's engine, not the installed one
-    return subprocess.run(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -37,13 +30,8 @@ def edit_config(folder: Path, **changes: object) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A copy of the workflow in which the tiny study was run to the end."""
-    folder = tmp_path_factory.mktemp("finished")
-    for name in ("Snakefile", "rules", "scripts", "profiles", "envs"):
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, folder / name)
-    shutil.copy(ROOT / "tests/tiny.yaml", folder / "config.yaml")
-    run = snakemake(folder)
+    folder = copy_workflow(tmp_path_factory.mktemp("finished"))
+    run = snakemake(folder, HF_TOKEN=SECRET)
     assert run.returncode == 0, run.stdout
     return folder
 
@@ -79,6 +67,37 @@ def test_the_second_run_does_nothing(finished):
     run = snakemake(finished)
     assert run.returncode == 0
     assert "Nothing to be done" in run.stdout
+
+
+def test_provenance_tells_of_every_job_and_figure(finished):
+    provenance = json.loads((finished / "results/tiny/provenance.json").read_text())
+    assert {"results/tiny/spearman.png", "results/tiny/evaluation.csv"} <= set(provenance["files"])
+    assert {path for path in provenance["files"] if not (finished / path).exists()} == set()
+    model = provenance["files"]["results/tiny/models/finetuning/manifest.json"]
+    covariances = provenance["files"]["results/tiny/factors/finetuning/covariances.h5"]
+    assert covariances["model_digest"] == model["model_digest"]
+    ended = [
+        str(log.relative_to(finished / "results/tiny/logs")) for log in finished.glob("results/tiny/logs/**/*.log")
+    ]
+    assert {f"{job}.log" for job in provenance["jobs"]} == set(ended)
+    assert all(job["seconds"] > 0 and job["peak_bytes"] > 1e7 and job["device"] for job in provenance["jobs"].values())
+
+
+def test_the_report_is_one_file_with_figures_tables_and_rules(workspace):
+    run = snakemake(workspace, "--report", "report.html", HF_TOKEN=SECRET)
+    assert run.returncode == 0, run.stdout
+    report = (workspace / "report.html").read_text()
+    for part in ("spearman.png", "proponents.html", "evaluation.html", "provenance.json", "fit_covariances"):
+        assert part in report
+    assert "The dashed line is what another retraining" in report  # a caption
+    assert '<script src="http' not in report
+
+
+def test_no_token_gets_into_results_logs_or_report(workspace):
+    snakemake(workspace, "--report", "report.html", HF_TOKEN=SECRET)
+    texts = {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
+    assert workspace / "report.html" in texts
+    assert [path for path, content in texts.items() if SECRET.encode() in content] == []
 
 
 def test_nothing_half_written_is_left(finished):
