@@ -88,7 +88,7 @@ def capture(
     """
     batch = batch.to(model.device)
     bias = {block.module: block.bias for block in blocks}
-    with _recorded(model, list(bias)) as (inputs, outputs), torch.enable_grad():
+    with recorded(model, list(bias)) as (inputs, outputs), torch.enable_grad():
         logits = position_logits(model, batch.ids)
         if unused := [module for module in bias if module not in outputs]:
             raise ForebearError(f"{', '.join(unused)}: not used by the model, so they cannot be tracked.")
@@ -98,7 +98,7 @@ def capture(
     activations, by_sequence = {}, {}
     for (module, has_bias), gradient in zip(bias.items(), gradients, strict=True):
         a = _by_sequence(inputs[module], batch, module)
-        activations[module] = _with_one(a) if has_bias else a
+        activations[module] = with_one(a) if has_bias else a
         by_sequence[module] = _by_sequence(gradient, batch, module)
     return Captured(activations, by_sequence, losses.detach(), batch.positions)
 
@@ -114,7 +114,7 @@ def _by_sequence(vectors: Tensor, batch: Batch, module: str) -> Tensor:
     return vectors.reshape(sequences, length, -1)
 
 
-def _with_one(activations: Tensor) -> Tensor:
+def with_one(activations: Tensor) -> Tensor:
     """Activations [B, T, I] with a last column of ones, which the bias is multiplied by."""
     result = aligned_empty(activations, *activations.shape[:-1], activations.shape[-1] + 1)
     result[..., :-1] = activations
@@ -123,7 +123,7 @@ def _with_one(activations: Tensor) -> Tensor:
 
 
 @contextmanager
-def _recorded(model: nn.Module, modules: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def recorded(model: nn.Module, modules: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Record inputs and outputs of modules while the block runs.
 
     The embedding's output is made to require a gradient, so that a graph exists although

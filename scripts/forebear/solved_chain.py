@@ -1,0 +1,146 @@
+"""The chain of `chain`, with the exact Gauss-Newton matrix of every stage in place of EK-FAC.
+
+Stages, α, damping and units are those of EK-FAC: H̃ = H + α + λ_b, where λ_b is the damping
+that the block has under EK-FAC. What differs is H alone, so a difference between two
+estimators is a difference of curvatures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forebear.blocks import Block
+from forebear.chain import Curvature, inverse_functions
+from forebear.gauss_newton import GaussNewton, pack, unpack
+from forebear.kronecker import precondition
+from forebear.solvers import (
+    Operator,
+    Solution,
+    arnoldi,
+    conjugate_gradient,
+    largest_eigenvalue,
+    lissa,
+    residuals,
+)
+
+Solver = Literal["cg", "lissa", "arnoldi", "pcg"]
+POWER_ITERATIONS = 10
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """What stops the solvers; fields as the config's `solvers`."""
+
+    tolerance: float  # of CG: ‖b − H̃ x‖ / ‖b‖
+    iterations: int  # of CG from zero, at most
+    refinements: int  # CG iterations from EK-FAC's solution
+    rank: int  # Krylov vectors of Arnoldi
+    lissa_steps: int  # at most
+    lissa_sequences: int  # sequences behind each of LiSSA's steps
+
+
+@dataclass(frozen=True)
+class Link:
+    """One inverse of the chain: scale · (H + α + λ)⁻¹."""
+
+    name: str  # for progress and reports
+    gauss_newton: GaussNewton
+    curvature: Curvature  # EK-FAC's, for the damping and as preconditioner
+    scale: float
+
+
+def solve_chain(
+    gradients: Mapping[str, Tensor],
+    blocks: Sequence[Block],
+    links: Sequence[Link],
+    solver: Solver,
+    options: SolverOptions,
+    seed: int,
+) -> tuple[dict[str, Tensor], list[Solution]]:
+    """Apply scale · H̃⁻¹ of every link to the query gradients, the first link first.
+
+    Args:
+        gradients: block → ∇m [Q, O, I].
+
+    Returns:
+        block → [Q, O, I], and each link's solution with its residuals.
+    """
+    vectors, solutions = pack(gradients, blocks), []
+    for link in links:
+        solution = SOLVERS[solver](link, vectors, options, torch.Generator().manual_seed(seed))
+        vectors = link.scale * solution.x
+        solutions.append(solution)
+    return unpack(vectors, blocks), solutions
+
+
+def dampings(curvature: Curvature, blocks: Sequence[Block], like: Tensor) -> Tensor:
+    """α + λ of every parameter, [P]."""
+    values = [curvature.pull + curvature.damping.of(curvature.eigenvalues[block.name]) for block in blocks]
+    sizes = [block.shape[0] * block.shape[1] for block in blocks]
+    return torch.tensor(values).repeat_interleave(torch.tensor(sizes)).to(like)
+
+
+def damped(operator: Operator, damping: Tensor) -> Operator:
+    """H + damping."""
+    return lambda vectors: operator(vectors) + damping * vectors
+
+
+def ekfac_inverse(curvature: Curvature, blocks: Sequence[Block]) -> Operator:
+    """EK-FAC's damped inverse on packed vectors."""
+    functions = inverse_functions(curvature)
+    return lambda vectors: pack(precondition(unpack(vectors, blocks), blocks, curvature.basis, functions), blocks)
+
+
+def _cg(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+    operator = damped(link.gauss_newton, dampings(link.curvature, link.gauss_newton.blocks, b))
+    return conjugate_gradient(operator, b, options.tolerance, options.iterations, description=f"cg, {link.name}")
+
+
+def _pcg(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+    """Starts at EK-FAC's solution, so no iteration is EK-FAC itself."""
+    blocks = link.gauss_newton.blocks
+    operator, inverse = (
+        damped(link.gauss_newton, dampings(link.curvature, blocks, b)),
+        ekfac_inverse(link.curvature, blocks),
+    )
+    return conjugate_gradient(
+        operator, b, options.tolerance, options.refinements, inverse, inverse(b), f"pcg, {link.name}"
+    )
+
+
+def _lissa(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+    """The scale is the largest eigenvalue of any sample; the steps are those after which the
+    slowest direction's error is `tolerance`, or the cap."""
+    damping = dampings(link.curvature, link.gauss_newton.blocks, b)
+    samples = [damped(part, damping) for part in link.gauss_newton.samples(options.lissa_sequences, generator)]
+    scale = max(largest_eigenvalue(sample, b, POWER_ITERATIONS, generator) for sample in samples)
+    wanted = np.log(1 / options.tolerance) * scale / damping.min().item()
+    steps = int(min(np.ceil(wanted), options.lissa_steps))
+    print(f"lissa, {link.name}: scale {scale:.4g}, {steps} steps of {wanted:.3g} until every direction has converged")
+    x = lissa(samples, b, scale, steps, f"lissa, {link.name}")
+    return Solution(x, residuals(damped(link.gauss_newton, damping), x, b), torch.full((len(b),), steps))
+
+
+def _arnoldi(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+    """(D + H)⁻¹ = D^-½ (1 + D^-½ H D^-½)⁻¹ D^-½ with damping D, so that the Krylov space is spent
+    on the directions in which the curvature outweighs the damping."""
+    damping = dampings(link.curvature, link.gauss_newton.blocks, b)
+    root = damping.rsqrt()
+    inverse = arnoldi(
+        lambda vectors: root * link.gauss_newton(root * vectors), b, options.rank, generator, f"arnoldi, {link.name}"
+    )
+    x = root * inverse(root * b)
+    rank = torch.full((len(b),), len(inverse.basis))
+    return Solution(x, residuals(damped(link.gauss_newton, damping), x, b), rank)
+
+
+SOLVERS: dict[Solver, Callable[[Link, Tensor, SolverOptions, torch.Generator], Solution]] = {
+    "cg": _cg,
+    "pcg": _pcg,
+    "lissa": _lissa,
+    "arnoldi": _arnoldi,
+}
