@@ -48,7 +48,7 @@ rule precondition_queries:
     log:
         "results/{study}/logs/precondition_queries/{stage}-{columns}.log",
     wildcard_constraints:
-        columns="|".join(name for name in COLUMNS if name != "gradient"),
+        columns="|".join(n for n, c in COLUMNS.items() if c.stages != "none" and not c.solver),
     priority: 10
     conda:
         "../envs/forebear.yaml"
@@ -70,6 +70,49 @@ rule precondition_queries:
         )
     script:
         "../scripts/precondition_queries.py"
+
+
+rule solve_queries:
+    input:
+        gradients="results/{study}/queries/gradients.h5",
+        eigenbasis=lambda w: [f"results/{w.study}/factors/{p}/eigenbasis.h5" for p in points_of(w)],
+        eigenvalues=lambda w: [
+            f"results/{w.study}/factors/{p}/eigenvalues.h5" for p in points_of(w)
+        ],
+        manifests=lambda w: [manifest(w.study, model_of(p)) for p in points_of(w)],
+        records=lambda w: [f"results/{w.study}/data/{data_of(p)}.jsonl" for p in points_of(w)],
+        last=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
+        queries="results/{study}/data/queries.jsonl",
+    output:
+        columns="results/{study}/queries/{stage}/{columns}.h5",
+    log:
+        "results/{study}/logs/solve_queries/{stage}-{columns}.log",
+    wildcard_constraints:
+        columns="|".join(n for n, c in COLUMNS.items() if c.solver),
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=growing(6000),
+        runtime=growing(480),
+        gpu=from_study("gpus"),
+    params:
+        stage="{stage}",
+        columns="{columns}",
+        solver=lambda w: COLUMNS[w.columns].solver,
+        solvers=lambda w: study_of(w).solvers.model_dump(),
+        links=lambda w: [link_of(w, point) for point in points_of(w)],
+        split_heads=from_study("split_heads"),
+        batch_tokens=from_study("batch_tokens"),
+        max_length=from_study("max_length"),
+        seed=from_study("training_seed"),
+        gpus=from_study("gpus"),
+        engine=engine("solve_queries"),
+    message:
+        "{wildcards.study}: solve for {wildcards.columns} of {wildcards.stage}"
+    script:
+        "../scripts/solve_queries.py"
 
 
 # One pass over a stage's documents serves all estimators that look at them at the same model;

@@ -9,7 +9,7 @@ lease_devices(snakemake.params.gpus)
 import numpy as np
 
 from forebear.artifacts import SCORE_UNITS, read_query_columns
-from forebear.datasets import file_digest
+from forebear.datasets import file_digest, read_records
 from forebear.estimators import ESTIMATORS
 from forebear.manifests import point_digests
 from forebear.points import open_point
@@ -31,7 +31,7 @@ requests = {
     for name in params.estimators
 }
 
-shape = (len(point.examples), len(next(iter(queries.values())).losses))
+shape = (len(point.examples), len(read_records(files.queries)))
 attributes = {"study": params.study, **SCORE_UNITS, **point.digests, "query_data_digest": query_digests["data_digest"]}
 # An interrupted pass is continued only with the very same queries and code.
 digests = {name: file_digest(file) for name, file in zip(params.columns, files.columns, strict=True)}
@@ -58,7 +58,9 @@ with measured() as cost:
         {name: queries[name].columns for name in params.columns},
         requests,
         params.batch_tokens,
-        write=lambda estimator, rows, scores: matrices[estimator].write(rows, scores),
+        write=lambda estimator, rows, scores: matrices[estimator].write(
+            rows, scores, queries[requests[estimator].columns].places
+        ),
         skip=done,
     )
 for name, matrix in matrices.items():

@@ -146,3 +146,20 @@ def test_shards_are_put_together_by_seed_and_subset(tmp_path):
     keys = read_shards([tmp_path / "1.h5", tmp_path / "0.h5"])
     assert keys == {r: f"{r.subset}-{r.seed}" for r in plan}
     assert list(keys) == plan
+
+
+def test_queries_without_scores_are_left_out(generator):
+    """NaN columns change no number of the others, and the row says how many there were."""
+    scores = generator.normal(size=(40, 6))
+    subsets = draw_subsets(40, 0.5, 15, seed=0)
+    bank = Bank(subsets, np.arange(15), np.zeros(15), generator.normal(size=(15, 6)))
+    cost = [{"seconds": 2.0, "peak_bytes": 2**20}]
+    some = scores.copy()
+    some[:, [1, 4]] = np.nan
+    kept = [0, 2, 3, 5]
+    row = evaluate_estimator({"only": some}, bank, [[k] for k in range(6)], cost, [], seed=0)
+    alone = evaluate_estimator(
+        {"only": scores[:, kept]}, bank.of_queries(np.array(kept)), [[k] for k in kept], cost, [], seed=0
+    )
+    assert row == alone
+    assert (row["queries"], row["pairs"]) == (4, 160)

@@ -17,7 +17,14 @@ from forebear.scoring import query_gradients
 from forebear.solved_chain import Link, SolverOptions, dampings, solve_chain
 
 OPTIONS = SolverOptions(
-    tolerance=1e-10, iterations=5000, refinements=5000, rank=10_000, lissa_steps=100_000, lissa_sequences=1000
+    queries=3,
+    sequences=None,
+    tolerance=1e-10,
+    iterations=5000,
+    refinements=5000,
+    rank=10_000,
+    lissa_steps=100_000,
+    lissa_sequences=1000,
 )
 PULLS = [0.0, 0.3]
 DAMPINGS = [Damping(relative=0.05), Damping(absolute=0.02)]

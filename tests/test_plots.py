@@ -34,6 +34,7 @@ def make_evaluation(rows=ROWS) -> pd.DataFrame:
         lds_high=table["lds"] + 0.04,
         mrr=0.5,
         recall_at_10=0.5,
+        queries=160,
         pairs=pairs,
         seconds_per_pair=table["scoring_seconds"] / pairs,
         peak_mib=900.0,

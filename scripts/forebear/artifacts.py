@@ -74,30 +74,42 @@ class QueryColumns:
 
     columns: dict[str, Tensor]  # block → [Q, O, I]
     losses: Tensor  # [Q]
+    places: np.ndarray  # [Q] which of the study's queries these are
     blocks: list[Block]
     attributes: dict
 
 
 def write_query_columns(
-    path: str | Path, columns: Mapping[str, Tensor], losses: Tensor, blocks: Sequence[Block], attributes: Attributes
+    path: str | Path,
+    columns: Mapping[str, Tensor],
+    losses: Tensor,
+    blocks: Sequence[Block],
+    attributes: Attributes,
+    places: Tensor | None = None,
 ) -> None:
+    """Columns [Q, O, I] and losses [Q] of all of the study's queries, or of those at `places` [Q]."""
     described = json.dumps([{**asdict(block), "rows": [block.rows.start, block.rows.stop]} for block in blocks])
     with create(path, "query columns", {**attributes, **SCORE_UNITS, "blocks": described}) as file:
         write_tensors(file, columns, "columns")
         file["losses"] = losses.numpy()
+        file["places"] = np.arange(len(losses)) if places is None else places.numpy()
 
 
 def read_query_columns(path: str | Path, expected: Attributes | None = None) -> QueryColumns:
     with open_checked(path, "query columns", expected) as file:
         described = json.loads(file.attrs["blocks"])
         blocks = [Block(**{**b, "rows": slice(*b["rows"]), "shape": tuple(b["shape"])}) for b in described]
-        losses = torch.from_numpy(file["losses"][()])
-        return QueryColumns(read_tensors(file, "columns"), losses, blocks, dict(file.attrs))
+        losses, places = torch.from_numpy(file["losses"][()]), file["places"][()]
+        return QueryColumns(read_tensors(file, "columns"), losses, places, blocks, dict(file.attrs))
 
 
 def write_scores(path: str | Path, scores: np.ndarray, attributes: Attributes) -> None:
-    """Scores [N, Q], whole; a long computation writes them through store.ResumableMatrix."""
-    check_scores(path, np.arange(len(scores)), scores)
+    """Scores [N, Q], whole; a long computation writes them through store.ResumableMatrix.
+
+    A column that is NaN as a whole is a query that was left out.
+    """
+    left_out = np.isnan(scores).all(0)
+    check_scores(path, np.arange(len(scores)), scores if left_out.all() else scores[:, ~left_out])
     with create(path, "scores", {**attributes, **SCORE_UNITS}) as file:
         file["matrix"] = scores
 

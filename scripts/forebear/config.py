@@ -130,6 +130,27 @@ class Trak(Section):
     """A sequence has `side`² features; choose fewer than there are documents."""
 
 
+class Solvers(Section):
+    """The estimators on the exact Gauss-Newton matrix, which cost several passes for every query."""
+
+    queries: int = Field(16, ge=1)
+    """How many of the queries they run on, evenly spaced."""
+    sequences: int | None = Field(None, ge=1)
+    """How many sequences of each stage the matrix is over, drawn at random; all by default."""
+    tolerance: float = Field(0.01, gt=0, lt=1)
+    """CG stops when ‖b − Hx‖ is this part of ‖b‖; so does LiSSA, if it gets there."""
+    iterations: int = Field(10, ge=0)
+    """The most iterations of `cg`."""
+    refinements: int = Field(3, ge=0)
+    """The most iterations of `multistage-pcg`; without any it is EK-FAC."""
+    rank: int = Field(32, ge=1)
+    """Krylov vectors of `arnoldi`."""
+    lissa_steps: int = Field(64, ge=1)
+    """The most steps of `lissa`."""
+    lissa_sequences: int = Field(64, ge=1)
+    """Sequences behind each of its steps."""
+
+
 class Study(Section):
     """A chain of stages, its data, and what is computed on it."""
 
@@ -144,9 +165,9 @@ class Study(Section):
     attributed_stages: list[str] = Field([])
     """The stages whose documents are scored, on one scale; the first by default."""
     estimators: list[str] = Field(
-        [name for name, estimator in ESTIMATORS.items() if estimator.derivation != "ensemble"], min_length=1
+        [name for name, estimator in ESTIMATORS.items() if not estimator.is_expensive], min_length=1
     )
-    """What is computed and compared; proponents are listed by the first."""
+    """What is computed and compared; proponents are listed by the first. Solvers and ensembles cost many passes more."""
     split_heads: bool = False
     """Split fused attention maps into one curvature block per head and role."""
     label_samples: int = Field(1, ge=1)
@@ -159,6 +180,8 @@ class Study(Section):
     """Dampings and α that results/figures/damping.png compares."""
     trak: Trak = Trak()
     """The estimator `trak`."""
+    solvers: Solvers = Solvers()
+    """What the estimators on the exact Gauss-Newton matrix may cost."""
     top: int = Field(5, ge=1)
     """Documents shown for and against each query."""
     seed: int = Field(0, ge=0)
@@ -419,6 +442,7 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (Study, "ensemble"): (("", Ensemble),),
     (Study, "sweep"): (("", Sweep),),
     (Study, "trak"): (("", Trak),),
+    (Study, "solvers"): (("", Solvers),),
     (Stage, "training"): (("", Training),),
     (Stage, "checkpoint"): (("", Checkpoint),),
     (Stage, "damping"): (("", Damping),),

@@ -9,6 +9,8 @@ all that share the parameters.
 from dataclasses import dataclass
 from typing import Literal
 
+Solver = Literal["cg", "lissa", "arnoldi", "pcg"]
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -21,6 +23,7 @@ class Columns:
 
     stages: Literal["chain", "later", "own", "joint", "none"]
     curvature: Literal["ekfac", "kfac"] = "ekfac"
+    solver: Solver | None = None  # on the exact Gauss-Newton matrix; EK-FAC's Λ still sets the damping
 
 
 # Named as the estimator that they were made for; "gradient" is the raw query gradient.
@@ -31,6 +34,10 @@ COLUMNS = {
     "singlestage-ekfac": Columns("joint"),
     "pretrain-ekfac": Columns("own"),
     "finetune-ekfac": Columns("later"),
+    "multistage-pcg": Columns("chain", solver="pcg"),
+    "cg": Columns("chain", solver="cg"),
+    "lissa": Columns("chain", solver="lissa"),
+    "arnoldi": Columns("chain", solver="arnoldi"),
 }
 
 
@@ -51,6 +58,11 @@ class Estimator:
     @property
     def uses_gradients(self) -> bool:
         return self.columns is not None
+
+    @property
+    def is_expensive(self) -> bool:
+        """Whether it costs many times what the others do: a solver, or further chains."""
+        return self.derivation == "ensemble" or (self.uses_gradients and COLUMNS[self.columns].solver is not None)
 
     @property
     def is_baseline(self) -> bool:
@@ -78,6 +90,16 @@ ESTIMATORS: dict[str, Estimator] = {
     ),
     "multistage-kfac": Estimator(
         "multi-stage K-FAC", "the same with Kronecker-factored eigenvalues", "multistage-kfac"
+    ),
+    "multistage-pcg": Estimator(
+        "multi-stage EK-FAC + CG",
+        "CG on the exact Gauss-Newton matrix of every stage, from EK-FAC's solution and preconditioned with it",
+        "multistage-pcg",
+    ),
+    "cg": Estimator("multi-stage CG", "the same from zero, without EK-FAC", "cg"),
+    "lissa": Estimator("multi-stage LiSSA", "the Neumann series of every stage's inverse, on samples", "lissa"),
+    "arnoldi": Estimator(
+        "multi-stage Arnoldi", "every stage's exact Gauss-Newton matrix in a Krylov space of low rank", "arnoldi"
     ),
     "singlestage-ekfac": Estimator(
         "single-stage EK-FAC",

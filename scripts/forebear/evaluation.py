@@ -1,7 +1,7 @@
 """How well scores predict retraining (LDS), find known sources, and what they cost."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,10 @@ class Bank:
         chosen = self.seed == seed
         return Bank(self.subsets, self.subset[chosen], self.seed[chosen], self.measurements[chosen])
 
+    def of_queries(self, chosen: np.ndarray) -> "Bank":
+        """What was measured on some of the queries, [Q] bool."""
+        return replace(self, measurements=self.measurements[:, chosen])
+
 
 def evaluate_estimator(
     scores: Mapping[str, np.ndarray],
@@ -34,7 +38,7 @@ def evaluate_estimator(
     seed: int,
     candidates: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """One row of the evaluation table.
+    """One row of the evaluation table; queries that were left out of the scores (NaN) are left out of it.
 
     Args:
         scores: attributed stage → [N_s, Q], the stages in the order of the bank's documents.
@@ -44,16 +48,20 @@ def evaluate_estimator(
         overhead: attributes of the other files that the scores needed.
         candidates: [Σ N_s, Q] bool, the documents that are ranked for each query; all by default.
     """
+    scored = ~np.isnan(next(iter(scores.values()))).all(0)
+    scores = {stage: matrix[:, scored] for stage, matrix in scores.items()}
+    relevant = [chosen for chosen, kept in zip(relevant, scored, strict=True) if kept]
     effects = document_effects(scores)
-    ranked = effects if candidates is None else np.where(candidates, effects, -np.inf)
+    ranked = effects if candidates is None else np.where(candidates[:, scored], effects, -np.inf)
     scoring_seconds = sum(part["seconds"] for part in costs)
     return {
-        **(_lds(scores, effects, bank.with_seed(seed), seed) if bank else {}),
+        **(_lds(scores, effects, bank.with_seed(seed).of_queries(scored), seed) if bank else {}),
         "mrr": mean_reciprocal_rank(ranked, relevant),
         "recall_at_10": recall_at(ranked, relevant, 10),
         "map": mean_average_precision(ranked, relevant),
         "overhead_seconds": sum(c.get("overhead_seconds", 0.0) for c in costs) + sum(o["seconds"] for o in overhead),
         "scoring_seconds": scoring_seconds,
+        "queries": effects.shape[1],
         "pairs": effects.size,
         "seconds_per_pair": scoring_seconds / effects.size,
         "peak_mib": max(part["peak_bytes"] for part in [*costs, *overhead]) / 2**20,

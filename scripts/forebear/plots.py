@@ -94,7 +94,7 @@ def plot_spearman(evaluation: pd.DataFrame, ceiling: tuple[float, float, float],
     Args:
         evaluation: one row an estimator. Read are `estimator` (a key of ESTIMATORS), `lds`, `lds_low`,
             `lds_high` (Spearman's ρ; NaN where undefined), `overhead_seconds`, `scoring_seconds` (both
-            for all pairs), `pairs` (N×Q) and, where there is one, `undefined` (why there is no LDS).
+            for all pairs), `queries` (how many it ran on), `pairs` (N×Q) and, where there is one, `undefined` (why there is no LDS).
         ceiling: the noise ceiling's LDS and interval (value, low, high); NaN if it was not measured.
         title: of the figure.
 
@@ -251,8 +251,8 @@ def _set_axes(axes: Axes, evaluation: pd.DataFrame, defined: pd.DataFrame, ceili
     axes.grid(axis="both", color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
 
-    pairs = evaluation["pairs"].dropna().unique()
-    number = f"N×Q = {int(pairs[0]):,}" if len(pairs) == 1 else "N×Q"
+    pairs = evaluation["pairs"].dropna()
+    number = f"N×Q = {int(pairs.max()):,}" if len(pairs) else "N×Q"
     shortest = evaluation["scoring_seconds"].lt(SHORTEST) & evaluation["lds"].notna()
     note = f"\n(times under {SHORTEST:g} s are drawn at {SHORTEST:g} s)" if shortest.any() else ""
     axes.set_xlabel(f"seconds for all {number} scores,\nwith overhead (filled) or scoring only (hollow){note}")
@@ -336,7 +336,8 @@ def _draw_legend(axes: Axes, evaluation: pd.DataFrame, ceiling: tuple[float, flo
             colour, marker = appearance(row.estimator)
             mark = Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=mark_size(marker))
             if np.isfinite(row.lds):
-                entries.append((mark, f"{_number(row.lds)}  {ESTIMATORS[row.estimator].label}"))
+                part = f" ({int(row.queries)} queries)" if row.queries < evaluation["queries"].max() else ""
+                entries.append((mark, f"{_number(row.lds)}  {ESTIMATORS[row.estimator].label}{part}"))
             else:
                 entries.append((blank, f"{ESTIMATORS[row.estimator].label}: {_why_undefined(row)}"))
 

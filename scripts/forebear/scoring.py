@@ -81,7 +81,7 @@ def pairwise_scores(
     """Score every document against every query, for all estimators in one pass.
 
     Args:
-        columns: name → block → preconditioned queries [Q, O, I].
+        columns: name → block → preconditioned queries [Q, O, I]; each name may have its own Q.
         requests: estimator → what it reads.
         write: called with (estimator, document indices [n], scores [n, Q]).
         skip: [N] bool, documents whose scores are there already.
@@ -112,8 +112,11 @@ def _score_batch(model, blocks, batch, flat, requests) -> tuple[dict[str, Tensor
     """Scores [B, Q] of one batch for every estimator, and the seconds of the pass and of each (columns, block)."""
     clock = _Clock()
     captured = capture(model, blocks, batch)
-    queries = next(iter(next(iter(flat.values())).values())).shape[1]
-    scores = {estimator: captured.losses.new_zeros(len(batch.indices), queries) for estimator in requests}
+    queries = {name: next(iter(blocks_of.values())).shape[1] for name, blocks_of in flat.items()}
+    scores = {
+        estimator: captured.losses.new_zeros(len(batch.indices), queries[request.columns])
+        for estimator, request in requests.items()
+    }
     cosines = {estimator: request for estimator, request in requests.items() if request.cosine}
     squares = {estimator: captured.losses.new_zeros(len(batch.indices)) for estimator in cosines}
     clock.lap("pass")

@@ -7,7 +7,6 @@ estimators is a difference of curvatures.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from forebear.blocks import Block
 from forebear.chain import Curvature, inverse_functions
+from forebear.datasets import Example
+from forebear.estimators import Solver
 from forebear.gauss_newton import GaussNewton, pack, unpack
 from forebear.kronecker import precondition
 from forebear.solvers import (
@@ -27,14 +28,15 @@ from forebear.solvers import (
     residuals,
 )
 
-Solver = Literal["cg", "lissa", "arnoldi", "pcg"]
 POWER_ITERATIONS = 10
 
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """What stops the solvers; fields as the config's `solvers`."""
+    """What the solvers work on and what stops them; fields as the config's `solvers`."""
 
+    queries: int
+    sequences: int | None  # of each stage; None for all
     tolerance: float  # of CG: ‖b − H̃ x‖ / ‖b‖
     iterations: int  # of CG from zero, at most
     refinements: int  # CG iterations from EK-FAC's solution
@@ -53,6 +55,19 @@ class Link:
     scale: float
 
 
+def choose_queries(total: int, queries: int) -> Tensor:
+    """Places of `queries` of the `total` queries, evenly spaced; of all, if there are fewer."""
+    return torch.linspace(0, total - 1, min(queries, total)).round().long()
+
+
+def choose_sequences(examples: Sequence[Example], sequences: int | None, seed: int) -> list[Example]:
+    """A fixed random sample of a stage's sequences; all of them for None."""
+    if sequences is None or sequences >= len(examples):
+        return list(examples)
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    return [examples[i] for i in sorted(order[:sequences].tolist())]
+
+
 def solve_chain(
     gradients: Mapping[str, Tensor],
     blocks: Sequence[Block],
@@ -69,12 +84,12 @@ def solve_chain(
     Returns:
         block → [Q, O, I], and each link's solution with its residuals.
     """
-    vectors, solutions = pack(gradients, blocks), []
+    vectors, solutions = pack(gradients, blocks).to(links[0].gauss_newton.model.device), []
     for link in links:
         solution = SOLVERS[solver](link, vectors, options, torch.Generator().manual_seed(seed))
         vectors = link.scale * solution.x
         solutions.append(solution)
-    return unpack(vectors, blocks), solutions
+    return unpack(vectors.cpu(), blocks), solutions
 
 
 def dampings(curvature: Curvature, blocks: Sequence[Block], like: Tensor) -> Tensor:
@@ -90,9 +105,14 @@ def damped(operator: Operator, damping: Tensor) -> Operator:
 
 
 def ekfac_inverse(curvature: Curvature, blocks: Sequence[Block]) -> Operator:
-    """EK-FAC's damped inverse on packed vectors."""
+    """EK-FAC's damped inverse on packed vectors, on the processor, where the factors are."""
     functions = inverse_functions(curvature)
-    return lambda vectors: pack(precondition(unpack(vectors, blocks), blocks, curvature.basis, functions), blocks)
+
+    def inverse(vectors: Tensor) -> Tensor:
+        solved = precondition(unpack(vectors.cpu(), blocks), blocks, curvature.basis, functions)
+        return pack(solved, blocks).to(vectors.device)
+
+    return inverse
 
 
 def _cg(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:

@@ -197,13 +197,17 @@ class ResumableMatrix:
         """[rows] bool."""
         return self._file["written"][()]
 
-    def write(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Write whole rows; `values` is [len(rows), columns].
+    def write(self, rows: np.ndarray, values: np.ndarray, columns: np.ndarray | None = None) -> None:
+        """Write whole rows; `values` is [len(rows), columns], or only `columns` of them, the others staying NaN.
 
         Raises:
             ForebearError: a row has NaN or infinite values.
         """
         check_scores(self.path, rows, values)
+        if columns is not None:
+            whole = np.full((len(rows), self._file["matrix"].shape[1]), np.nan, np.float32)
+            whole[:, columns] = values
+            values = whole
         order = np.argsort(rows)  # h5py wants increasing indices
         with explained_write(self._partial):
             self._file["matrix"][rows[order]] = values[order]
