@@ -151,7 +151,7 @@ def test_shards_are_put_together_by_seed_and_subset(tmp_path):
 def test_queries_without_scores_are_left_out(generator):
     """NaN columns change no number of the others, and the row says how many there were."""
     scores = generator.normal(size=(40, 6))
-    subsets = draw_subsets(40, 0.5, 15, seed=0)
+    subsets = draw_subsets({"only": 40}, 0.5, 15, seed=0)["only"]
     bank = Bank(subsets, np.arange(15), np.zeros(15), generator.normal(size=(15, 6)))
     cost = [{"seconds": 2.0, "peak_bytes": 2**20}]
     some = scores.copy()

@@ -172,7 +172,7 @@ def _draw_estimator(axes: Axes, row) -> None:
     if row.overhead_seconds > 0:
         axes.plot([scoring, total], [row.lds] * 2, color=colour, linewidth=1, zorder=2, gid=f"{row.estimator}/overhead")
         axes.plot(
-            scoring, row.lds, marker, color=colour, gid=f"{row.estimator}/hollow", zorder=4,
+            scoring, row.lds, marker=marker, linestyle="none", color=colour, gid=f"{row.estimator}/hollow", zorder=4,
             markersize=mark_size(marker) - 1, markerfacecolor="white", markeredgewidth=1.4,
         )  # fmt: skip
     if np.isfinite([row.lds_low, row.lds_high]).all():
@@ -182,7 +182,7 @@ def _draw_estimator(axes: Axes, row) -> None:
             linewidth=1.8, zorder=3, solid_capstyle="butt",
         )  # fmt: skip
     axes.plot(
-        total, row.lds, marker, color=colour, gid=f"{row.estimator}/filled", zorder=5,
+        total, row.lds, marker=marker, linestyle="none", color=colour, gid=f"{row.estimator}/filled", zorder=5,
         markersize=mark_size(marker), markeredgecolor="white", markeredgewidth=0.8,
     )  # fmt: skip
 
