@@ -163,6 +163,17 @@ def test_pcg_without_iterations_is_ekfac(stages):
     assert all((solution.residuals > 1e-2).all() for solution in solutions)  # EK-FAC is an approximation
 
 
+def test_the_first_refinement_changes_only_the_length(stages):
+    link = stages.links[0]
+    ekfac = precondition_chain(stages.gradients, stages.blocks, [(link.curvature, 1.0)])
+    options = replace(OPTIONS, refinements=1)
+    solved, _ = solve_chain(stages.gradients, stages.blocks, [link], "pcg", options, seed=0)
+    one, other = pack(ekfac, stages.blocks), pack(solved, stages.blocks)
+    torch.testing.assert_close(
+        torch.cosine_similarity(one, other), torch.ones(len(one), dtype=one.dtype), rtol=0, atol=1e-12
+    )
+
+
 def test_refinement_brings_ekfac_nearer_to_the_solution(stages):
     """The error in the curvature's own norm falls with every iteration."""
     link = stages.links[0]
@@ -170,7 +181,7 @@ def test_refinement_brings_ekfac_nearer_to_the_solution(stages):
     matrix = stages.dense[1] + torch.diag(dampings(link.curvature, stages.blocks, vectors))
     expected = link.scale * torch.linalg.solve(matrix, vectors.T).T
     errors = []
-    for refinements in (0, 1, 5, 25):
+    for refinements in (1, 2, 5, 25):
         options = replace(OPTIONS, refinements=refinements)
         error = (
             pack(solve_chain(stages.gradients, stages.blocks, [link], "pcg", options, 0)[0], stages.blocks) - expected

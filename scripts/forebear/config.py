@@ -142,7 +142,7 @@ class Solvers(Section):
     iterations: int = Field(10, ge=0)
     """The most iterations of `cg`."""
     refinements: int = Field(3, ge=0)
-    """The most iterations of `multistage-pcg`; without any it is EK-FAC."""
+    """The most iterations of `multistage-pcg`; none is EK-FAC, one EK-FAC with the best length."""
     rank: int = Field(32, ge=1)
     """Krylov vectors of `arnoldi`."""
     lissa_steps: int = Field(64, ge=1)
