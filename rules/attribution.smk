@@ -110,7 +110,7 @@ rule solve_queries:
         gpus=from_study("gpus"),
         engine=engine("solve_queries"),
     message:
-        "{wildcards.study}: solve for {wildcards.columns} of {wildcards.stage}"
+        with_needs("{wildcards.study}: solve for {wildcards.columns} of {wildcards.stage}")
     script:
         "../scripts/solve_queries.py"
 
