@@ -6,8 +6,8 @@ start(snakemake.log[0], snakemake.threads)
 
 import numpy as np
 
-from forebear.artifacts import read_scores, write_scores
 from forebear.datasets import file_digest
+from forebear.score_files import read_scores, write_scores
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}

@@ -8,7 +8,6 @@ lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
-from forebear.artifacts import write_scores
 from forebear.baselines import (
     bm25_index,
     bm25_scores,
@@ -22,6 +21,7 @@ from forebear.baselines import (
 from forebear.checkpoints import device_for, load_model, load_tokenizer
 from forebear.datasets import encode, full_text, read_records
 from forebear.manifests import point_digests
+from forebear.score_files import write_scores
 
 params, files = snakemake.params, snakemake.input
 collection, queries = [read_records(file) for file in files.collection], read_records(files.queries)

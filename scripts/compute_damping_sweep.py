@@ -6,12 +6,13 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.artifacts import read_query_columns, write_sweep
 from forebear.bank import read_subsets
 from forebear.links import open_link
 from forebear.manifests import point_digests
 from forebear.points import open_point
+from forebear.query_files import read_query_columns
 from forebear.sweep import Grid, subset_gradients, sweep
+from forebear.sweep_files import write_sweep
 
 params, files = snakemake.params, snakemake.input
 point = open_point(files.manifests[-1], files.records[-1], params.max_length, params.gpus, params.split_heads)

@@ -4,7 +4,7 @@ from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
 
-from forebear.artifacts import read_covariances, write_eigenbasis
+from forebear.factor_files import read_covariances, write_eigenbasis
 from forebear.kronecker import compute_eigenbasis
 from forebear.store import read_attributes
 

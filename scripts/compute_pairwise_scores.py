@@ -8,13 +8,13 @@ lease_devices(snakemake.params.gpus)
 
 import numpy as np
 
-from forebear.artifacts import SCORE_UNITS, read_query_columns
 from forebear.datasets import file_digest, read_records
 from forebear.estimators import ESTIMATORS
 from forebear.manifests import point_digests
 from forebear.points import open_point
+from forebear.query_files import read_query_columns
 from forebear.scoring import Request, pairwise_scores
-from forebear.store import ResumableMatrix
+from forebear.store import SCORE_UNITS, ResumableMatrix
 
 params, files = snakemake.params, snakemake.input
 point = open_point(files.manifest, files.records, params.max_length, params.gpus, params.split_heads)

@@ -6,8 +6,8 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.artifacts import write_query_columns
 from forebear.points import open_point
+from forebear.query_files import write_query_columns
 from forebear.scoring import query_gradients
 
 params = snakemake.params

@@ -6,9 +6,9 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.artifacts import write_self_influence
 from forebear.links import open_link
 from forebear.points import open_point
+from forebear.score_files import write_self_influence
 from forebear.self_influence import self_influence
 
 params, files = snakemake.params, snakemake.input

@@ -6,7 +6,7 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.artifacts import write_covariances
+from forebear.factor_files import write_covariances
 from forebear.factors import fit_covariances
 from forebear.points import open_point
 

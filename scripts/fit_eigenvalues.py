@@ -6,7 +6,7 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.artifacts import read_eigenbasis, write_eigenvalues
+from forebear.factor_files import read_eigenbasis, write_eigenvalues
 from forebear.factors import fit_eigenvalues
 from forebear.points import open_point
 

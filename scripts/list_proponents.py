@@ -4,10 +4,10 @@ from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
-from forebear.artifacts import read_scores
 from forebear.datasets import file_digest, read_jsonl, read_records
 from forebear.evaluation import document_effects
 from forebear.reports import proponents_markdown
+from forebear.score_files import read_scores
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input

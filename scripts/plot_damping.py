@@ -4,11 +4,11 @@ from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
-from forebear.artifacts import read_sweep
 from forebear.bank import read_bank
 from forebear.evaluation import Bank, sweep_table
 from forebear.heatmaps import plot_damping
 from forebear.plots import save_figure
+from forebear.sweep_files import read_sweep
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input

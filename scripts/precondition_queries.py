@@ -6,10 +6,10 @@ start(snakemake.log[0], snakemake.threads)
 
 from itertools import zip_longest
 
-from forebear.artifacts import read_query_columns, write_query_columns
 from forebear.chain import precondition_chain
 from forebear.links import open_link
 from forebear.manifests import point_digests
+from forebear.query_files import read_query_columns, write_query_columns
 
 params, files = snakemake.params, snakemake.input
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))

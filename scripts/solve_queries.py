@@ -8,11 +8,11 @@ lease_devices(snakemake.params.gpus)
 
 import json
 
-from forebear.artifacts import read_query_columns, write_query_columns
 from forebear.gauss_newton import GaussNewton
 from forebear.links import open_link
 from forebear.manifests import point_digests
 from forebear.points import open_point
+from forebear.query_files import read_query_columns, write_query_columns
 from forebear.solved_chain import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
 
 params, files = snakemake.params, snakemake.input

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import random_examples, tiny_model
-from forebear.artifacts import read_eigenvalues, write_eigenvalues, write_scores
 from forebear.blocks import tracked_blocks
 from forebear.capture import capture
 from forebear.checkpoints import check_context
 from forebear.config import read_config
 from forebear.datasets import collate, encode
 from forebear.errors import ForebearError
+from forebear.factor_files import read_eigenvalues, write_eigenvalues
+from forebear.score_files import write_scores
 from forebear.scoring import Request, pairwise_scores
 from forebear.store import FORMAT, ResumableMatrix, open_checked
 from forebear.training import build_tokenizer, evaluate_losses
@@ -93,7 +94,7 @@ import resource, sys
 from forebear.jobs import start
 start(sys.argv[2], 1)
 import torch
-from forebear.artifacts import write_eigenvalues
+from forebear.factor_files import write_eigenvalues
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 write_eigenvalues(sys.argv[1], {f"block{k}": torch.ones(int(sys.argv[4])) for k in range(int(sys.argv[5]))}, {})

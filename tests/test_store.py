@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.artifacts import read_covariances, read_query_columns, write_covariances, write_query_columns
 from forebear.blocks import Block
 from forebear.errors import ForebearError
+from forebear.factor_files import read_covariances, write_covariances
 from forebear.kronecker import Covariances
+from forebear.query_files import read_query_columns, write_query_columns
 from forebear.store import ResumableMatrix, create, open_checked
 
 

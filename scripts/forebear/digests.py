@@ -4,6 +4,7 @@ Snakemake reruns a job whose script changed, but not one whose imported modules 
 The digest covers the syntax trees of all rooms that a script imports, directly or not,
 without docstrings, and the files of data/ that these rooms name; so an edit in one room
 reruns what uses it, and a comment nothing.
+Rooms that only talk to the user or the system are left out: they cannot change a result.
 """
 
 import ast
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 ENGINE = Path(__file__).parent
+SILENT = frozenset({"devices", "errors", "jobs", "progress", "writing"})
 
 
 def engine_digest(script: str | Path) -> str:
@@ -35,7 +37,7 @@ def _imported_rooms(path: Path) -> frozenset[str] | set[str]:
             rooms |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("forebear."):
             rooms.add(node.module.split(".")[1])
-    return {room for room in rooms if (ENGINE / f"{room}.py").is_file()}
+    return {room for room in rooms - SILENT if (ENGINE / f"{room}.py").is_file()}
 
 
 @cache

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from forebear.artifacts import read_eigenbasis, read_eigenvalues
 from forebear.blocks import Block
 from forebear.chain import Curvature, default_pull
+from forebear.factor_files import read_eigenbasis, read_eigenvalues
 from forebear.kronecker import Damping, kfac_eigenvalues
 from forebear.manifests import point_digests, read_manifest
 from forebear.store import read_attributes

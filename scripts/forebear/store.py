@@ -24,6 +24,11 @@ from forebear.writing import atomic_path, explained_write
 FORMAT = "forebear 2"
 DIGEST_ROWS = 1 << 24  # bytes of a dataset that are hashed at once
 
+SCORE_UNITS = {
+    "units": "loss: nats summed over a sequence's target tokens; curvature: of the mean loss over sequences",
+    "sign": "score > 0: more weight on the document lowers the query's loss",
+}
+
 Attributes = Mapping[str, str | int | float]
 
 

@@ -1,0 +1,41 @@
+"""The files of scores and of documents' self-influence, and what it took to make an artifact."""
+
+from pathlib import Path
+
+import numpy as np
+
+from forebear.manifests import read_manifest
+from forebear.store import SCORE_UNITS, Attributes, check_scores, create, open_checked, read_attributes
+
+
+def write_scores(path: str | Path, scores: np.ndarray, attributes: Attributes) -> None:
+    """Scores [N, Q], whole; a long computation writes them through store.ResumableMatrix.
+
+    A column that is NaN as a whole is a query that was left out.
+    """
+    left_out = np.isnan(scores).all(0)
+    check_scores(path, np.arange(len(scores)), scores if left_out.all() else scores[:, ~left_out])
+    with create(path, "scores", {**attributes, **SCORE_UNITS}) as file:
+        file["matrix"] = scores
+
+
+def read_scores(path: str | Path, expected: Attributes | None = None) -> tuple[np.ndarray, dict]:
+    """Scores [N, Q] and the file's attributes."""
+    with open_checked(path, "scores", expected) as file:
+        return file["matrix"][()], dict(file.attrs)
+
+
+def read_cost(path: str | Path) -> dict:
+    """`seconds` and `peak_bytes` of what made an artifact, or of training a checkpoint, given its manifest."""
+    return read_manifest(path)["cost"] if Path(path).suffix == ".json" else read_attributes(path)
+
+
+def write_self_influence(path: str | Path, values: np.ndarray, attributes: Attributes) -> None:
+    """Self-influence of every document, [N]."""
+    with create(path, "self-influence", attributes) as file:
+        file["values"] = values
+
+
+def read_self_influence(path: str | Path, expected: Attributes | None = None) -> np.ndarray:
+    with open_checked(path, "self-influence", expected) as file:
+        return file["values"][()]

@@ -1,0 +1,157 @@
+"""What Snakemake plans after an edit of each config key and engine module is what docs/reruns.md says."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflows import ROOT, Planner, copy_workflow, pretend_finished
+
+pytestmark = pytest.mark.slow
+
+PAGE = (ROOT / "docs/reruns.md").read_text(encoding="utf-8")
+TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+# One estimator of every kind: in one pass with others, in a pass of its own, made from another, without gradients.
+ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "singlestage-ekfac", "bm25"]
+LINE = json.dumps({"prompt": "a", "completion": "b"}) + "\n"
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of the page, without its first two lines."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+NAMES = dict(table("Names used below"))
+
+
+def rules(cell: str) -> set[str]:
+    """The rules that a cell stands for."""
+    if cell == "nothing":
+        return set()
+    parts = [part.strip() for part in cell.split(",")]
+    return set().union(*({part.strip("`")} if part.startswith("`") else rules(NAMES[part]) for part in parts))
+
+
+KEYS = {row[0]: rules(row[1]) for row in table("An edit in config.yaml")}
+MODULES = {row[0].strip("`"): rules(row[1]) for row in table("An edit in the engine")}
+
+
+@pytest.fixture(scope="module")
+def planner():
+    planner = Planner()
+    yield planner
+    planner.close()
+
+
+def study(config: dict) -> dict:
+    return config["studies"]["tiny"]
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory, planner) -> Path:
+    """The tiny study, as good as finished."""
+    config = yaml.safe_load(yaml.safe_dump(TINY))
+    study(config)["estimators"] = ESTIMATORS
+    return pretend_finished(copy_workflow(tmp_path_factory.mktemp("embedded"), config), planner)
+
+
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory, planner) -> Path:
+    """The same study on files of the user's, as good as finished."""
+    config = yaml.safe_load(yaml.safe_dump(TINY))
+    documents = {"pretraining": "documents.jsonl", "finetuning": "pairs.jsonl"}
+    study(config).update(estimators=ESTIMATORS, corpus={"documents": documents, "queries": "queries.jsonl"})
+    folder = copy_workflow(tmp_path_factory.mktemp("files"), config)
+    for name in [*documents.values(), "queries.jsonl"]:
+        (folder / name).write_text(LINE)
+    return pretend_finished(folder, planner)
+
+
+def changed(source: Path, target: Path, path: str, value: object) -> Path:
+    """A copy of a finished study with another value of a key such as stages[1].alpha."""
+    shutil.copytree(source, target, copy_function=shutil.copy2)
+    config = yaml.safe_load((target / "config.yaml").read_text())
+    *parents, last = [int(part) if part.isdigit() else part for part in re.findall(r"\w+", path)]
+    place = study(config)
+    for part in parents:
+        place = place[part]
+    place[last] = value
+    (target / "config.yaml").write_text(yaml.safe_dump(config))
+    return target
+
+
+EDITS = {
+    "`corpus.countries`": 9,
+    "`model`": {**study(TINY)["model"], "hidden_size": 32},
+    "`max_length`": 24,
+    "`stages[0].training.epochs`": 3,
+    "`stages[1].training.epochs`": 3,
+    "`stages[0].damping`": 0.1,
+    "`stages[1].damping`": 0.2,
+    "`stages[1].alpha`": 0.3,
+    "`attributed_stages`": ["finetuning"],
+    "`estimators`, one more": [*ESTIMATORS, "gradient-dot"],
+    "`estimators`, one less": ESTIMATORS[:-1],
+    "`split_heads`": True,
+    "`label_samples`": 2,
+    "`batch_tokens`": 256,
+    "`ground_truth.subsets`": 6,
+    "`ground_truth.fraction`": 0.4,
+    "`ground_truth.repeats`": 4,
+    "`ground_truth.shards`": 3,
+    "`top`": 3,
+    "`seed`": 1,
+    "`training_seed`": 1,
+    "`threads`": 2,
+    "`gpus`": 1,
+}
+CORPUS_FILE = "`corpus.documents`, another file or an edit in it"
+
+
+def test_every_row_of_the_page_is_tried():
+    assert set(KEYS) == {*EDITS, CORPUS_FILE}
+
+
+@pytest.mark.parametrize("row", EDITS)
+def test_an_edit_of_a_key_reruns_what_the_page_says(embedded, planner, tmp_path, row: str):
+    folder = changed(embedded, tmp_path / "edited", row.split("`")[1], EDITS[row])
+    assert planner.rules(folder) == KEYS[row]
+
+
+def test_an_edit_in_a_corpus_file_reruns_what_the_page_says(own_files, planner, tmp_path):
+    folder = shutil.copytree(own_files, tmp_path / "edited", copy_function=shutil.copy2)
+    with (folder / "documents.jsonl").open("a") as handle:
+        handle.write(LINE)
+    assert planner.rules(folder) == KEYS[CORPUS_FILE]
+
+
+def test_another_corpus_file_reruns_what_the_page_says(own_files, planner, tmp_path):
+    folder = changed(own_files, tmp_path / "edited", "corpus.documents.pretraining", "others.jsonl")
+    (folder / "others.jsonl").write_text(LINE * 2)
+    assert planner.rules(folder) == KEYS[CORPUS_FILE]
+
+
+def test_more_queries_retrain_nothing(own_files, planner, tmp_path):
+    folder = shutil.copytree(own_files, tmp_path / "edited", copy_function=shutil.copy2)
+    with (folder / "queries.jsonl").open("a") as handle:
+        handle.write(LINE)
+    planned = planner.rules(folder)
+    assert {"compute_query_gradients", "precondition_queries", "compute_pairwise_scores", "evaluate"} <= planned
+    assert not planned & {"train_stage", "fit_covariances", "compute_eigenbasis", "fit_eigenvalues", "retrain"}
+
+
+def engine_modules() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "scripts/forebear").glob("*.py"))
+
+
+@pytest.mark.parametrize("module", engine_modules())
+def test_an_edit_of_a_module_reruns_what_the_page_says(embedded, planner, tmp_path, module: str):
+    folder = shutil.copytree(embedded, tmp_path / "edited", copy_function=shutil.copy2)
+    with (folder / f"scripts/forebear/{module}.py").open("a") as handle:
+        handle.write("\nUNUSED = 1\n")
+    assert planner.rules(folder) == MODULES.get(module, set())

@@ -1,0 +1,97 @@
+"""Copies of the workflow that tests may break, and what Snakemake says about them."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PRELOADED = ["snakemake.cli", "snakemake.workflow", "snakemake.dag", "pandas", "pydantic"]
+
+
+def copy_workflow(folder: Path, config: dict | None = None) -> Path:
+    """The workflow with the tiny study, or another config, in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("Snakefile", "rules", "scripts", "profiles", "envs"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    config = config or yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    """Change keys of the tiny study."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["studies"]["tiny"].update(changes)
+    path.write_text(yaml.safe_dump(config))
+
+
+def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run the workflow in `folder` on two cores, with the copy's engine and not the installed one."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(folder / "scripts"), **environment}
+    return subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+
+
+class Planner:
+    """Runs Snakemake in forks of a process that has imported it already: a dry run takes a second."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self._pool = ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
+
+    def run(self, folder: Path, *arguments: str) -> str:
+        """What `snakemake --cores 1` with these arguments prints."""
+        return self._pool.submit(_run, str(folder), arguments).result()
+
+    def rules(self, folder: Path, *arguments: str) -> set[str]:
+        """The rules that would run; those written in a loop under the name of their script."""
+        output = self.run(folder, "--dry-run", *arguments)
+        assert re.search("^Job stats:|^Nothing to be done", output, re.M), output
+        names = set(re.findall(r"^(\w+) +\d+$", output, re.M)) - {"all", "total"}
+        return {re.sub(r"^(compute_pairwise_scores)_.*", r"\1", name) for name in names}
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _run(folder: str, arguments: tuple[str, ...]) -> str:
+    output = Path(folder) / "planner.log"
+    with output.open("w") as handle, contextlib.suppress(SystemExit):
+        os.dup2(handle.fileno(), 1)
+        os.dup2(handle.fileno(), 2)
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = f"{folder}/scripts"
+        sys.path.insert(0, f"{folder}/scripts")
+        from snakemake.cli import main
+
+        main(["--cores", "1", *arguments])
+    return output.read_text()
+
+
+def pretend_finished(folder: Path, planner: Planner) -> Path:
+    """Make Snakemake believe that everything was run: empty outputs, with its own records of code and params."""
+    summary = planner.run(folder, "--summary")
+    for line in summary.splitlines():
+        if line.startswith("results/"):
+            path = folder / line.split("\t")[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    output = planner.run(folder, "--touch", "--forceall")
+    assert planner.rules(folder) == set(), output
+    return folder
