@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,7 +48,6 @@ def two_devices(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
 @pytest.fixture
@@ -102,21 +102,40 @@ def test_only_devices_that_were_visible_before_are_leased(start):
     assert start(2, CUDA_VISIBLE_DEVICES="5,3,7").devices() == "5,3"
 
 
-def test_jobs_of_a_batch_system_have_devices_of_their_own(start):
-    assert start(1, SLURM_JOB_ID="41", CUDA_VISIBLE_DEVICES="0").devices() == "0"
-    assert start(1, SLURM_JOB_ID="42", CUDA_VISIBLE_DEVICES="0").devices() == "0"
+def driver(folder: Path, *devices: str) -> str:
+    """A PATH on which `nvidia-smi` lists these devices."""
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+    lines = "".join(f"{index}, {name}\\n" for index, name in enumerate(devices))
+    program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
 
 
 def test_without_a_variable_the_machine_is_asked(start, tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n'\n")
-    program.chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert start(2).devices() == "0,1"
+    assert start(2, PATH=driver(tmp_path / "bin", "GPU-a", "GPU-b", "GPU-c")).devices() == "0,1"
 
 
-@pytest.mark.parametrize("visible", ["0", "", "-1", "NoDevFiles", "0,-1,1"])
+def test_batch_jobs_that_number_their_devices_from_0_do_not_wait(start, tmp_path):
+    for name in ("a", "b"):  # each job sees one device only, and calls it 0
+        path = driver(tmp_path / name, f"GPU-{name}")
+        assert start(1, PATH=path, CUDA_VISIBLE_DEVICES="0").devices() == "0"
+
+
+def test_a_device_is_the_same_by_index_and_by_name(start, tmp_path):
+    path = driver(tmp_path / "bin", "GPU-a", "GPU-b")
+    assert start(1, PATH=path, CUDA_VISIBLE_DEVICES="1").devices() == "1"
+    assert start(1, PATH=path, CUDA_VISIBLE_DEVICES="GPU-b").waits()
+
+
+def test_jobs_that_see_other_devices_do_not_queue(start):
+    assert start(1, CUDA_VISIBLE_DEVICES="0").devices() == "0"
+    assert start(1, CUDA_VISIBLE_DEVICES="0").waits()
+    assert start(1, CUDA_VISIBLE_DEVICES="1").devices() == "1"
+
+
+@pytest.mark.parametrize("visible", ["0", "", "-1", "NoDevFiles", "0,-1,1", "0,0"])
 def test_fewer_devices_than_asked_for_is_one_sentence(visible, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(ForebearError, match="asks for 2 GPUs, but this job sees"):

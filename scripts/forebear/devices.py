@@ -7,6 +7,7 @@ process ends, in whatever way. Jobs of one user see each other's leases.
 """
 
 import fcntl
+import hashlib
 import os
 import subprocess
 import tempfile
@@ -16,7 +17,6 @@ from pathlib import Path
 from forebear.errors import ForebearError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # set by SLURM, PBS and LSF in their jobs
 POLL_SECONDS = 0.5
 
 
@@ -39,7 +39,7 @@ def lease_devices(count: int) -> list[str]:
             f"the study asks for {count} GPUs, but this job sees {len(devices)} ({', '.join(devices) or 'none'}); "
             f"lower `gpus`, or check {VISIBLE} and --resources gpu."
         )
-    leased = sorted(_wait_for(count, devices, _lock_folder()), key=devices.index)
+    leased = _wait_for(count, _lock_files(devices))
     if VISIBLE not in os.environ:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which nvidia-smi counts
     os.environ[VISIBLE] = ",".join(leased)
@@ -55,50 +55,66 @@ def visible_devices() -> list[str]:
             if name.strip() in ("", "-1", "NoDevFiles"):  # CUDA, too, ignores all after such a name
                 break
             devices.append(name.strip())
-        return devices
+        return list(dict.fromkeys(devices))
+    return list(_installed_devices())
+
+
+def _lock_files(devices: list[str]) -> dict[str, Path]:
+    """A file for each device, by its unique name where the driver tells it.
+
+    A batch system may number the devices of each of its jobs from 0, so an index is not unique.
+    """
+    folder = Path(tempfile.gettempdir()) / f"forebear-devices-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    unique = _installed_devices()
+    return {device: folder / unique.get(device, device).replace("/", "_") for device in devices}
+
+
+def _installed_devices() -> dict[str, str]:
+    """index → unique name of all GPUs that the driver shows to this process."""
+    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
-        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        return subprocess.run(command, check=True, text=True, capture_output=True).stdout.split()
+        lines = subprocess.run(command, check=True, text=True, capture_output=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
-        return []
+        return {}
+    return dict(line.split(", ") for line in lines)
 
 
-def _lock_folder() -> Path:
-    """One a user; and one a batch job, because each may number its own devices from 0."""
-    batch_job = next((os.environ[name] for name in BATCH_JOBS if name in os.environ), "machine")
-    folder = Path(tempfile.gettempdir()) / f"forebear-devices-{os.getuid()}" / batch_job
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
-def _wait_for(count: int, devices: list[str], folder: Path) -> list[str]:
-    """Lock devices as they become free, one job at a time, so that no two wait for each other's."""
-    queue = _open(folder / "queue")
+def _wait_for(count: int, files: dict[str, Path]) -> list[str]:
+    """Devices, locked as soon as enough are free; of jobs that see the same ones, the first gets them first."""
+    waiting = f"waiting for {count} of the GPUs {', '.join(files)}, which other jobs use or wait for"
+    names = " ".join(sorted(file.name for file in files.values()))
+    folder = next(iter(files.values())).parent
+    queue = _open(folder / f"queue-{hashlib.sha256(names.encode()).hexdigest()[:16]}")
     if not _lock(queue, wait=False):
-        print(f"waiting for {count} of the GPUs {', '.join(devices)}, behind another job", flush=True)
+        print(waiting, flush=True)
         _lock(queue)
-    leased: list[str] = []
-    told = False
-    while len(leased) < count:
-        for device in devices:
-            if len(leased) < count and device not in leased and _taken(folder / device.replace("/", "_")):
-                leased.append(device)
-        if len(leased) < count:
-            if not told:
-                print(f"waiting for {count} of the GPUs {', '.join(devices)}: others are in use", flush=True)
-                told = True
-            time.sleep(POLL_SECONDS)
+    leased = _take(count, files)
+    if not leased:
+        print(waiting, flush=True)
+    while not leased:
+        time.sleep(POLL_SECONDS)
+        leased = _take(count, files)
     os.close(queue)
     return leased
 
 
-def _taken(path: Path) -> bool:
-    """Whether this process has got the lock; its descriptor then stays open until the process ends."""
-    descriptor = _open(path)
-    if _lock(descriptor, wait=False):
-        return True
-    os.close(descriptor)
-    return False
+def _take(count: int, files: dict[str, Path]) -> list[str]:
+    """Lock `count` devices or none, so that jobs that see different ones never wait for each other in a circle.
+
+    The locks last until the process ends, because their descriptors are never closed.
+    """
+    held: dict[str, int] = {}
+    for device, file in files.items():
+        if len(held) < count:
+            held[device] = _open(file)
+            if not _lock(held[device], wait=False):
+                os.close(held.pop(device))
+    if len(held) == count:
+        return list(held)
+    for descriptor in held.values():
+        os.close(descriptor)
+    return []
 
 
 def _open(path: Path) -> int:
