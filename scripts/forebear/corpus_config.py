@@ -54,16 +54,14 @@ class MidtrainingCorpus(FactsCorpus):
 
 
 class SpeechesCorpus(Section):
-    """Passages of State of the Union addresses, and their eras."""
+    """Passages of State of the Union addresses, and their speakers' parties."""
 
     embedded: Literal["speeches"]
     """Name of an embedded corpus."""
-    passages: int = Field(300, ge=1, le=5843)
+    passages: int = Field(200, ge=3, le=4618)
     """How many passages of State of the Union addresses are in the corpus, those of the plainest words."""
-    query_passages: int = Field(100, ge=1)
-    """How many of them the queries are excerpts of; fine-tuning sees excerpts of the others."""
-    excerpt: float = Field(0.8, gt=0, le=1)
-    """Fraction of a passage's words in its excerpt."""
+    query_passages: int = Field(80, ge=1)
+    """How many of them the queries are about; fine-tuning sees the others."""
 
     @model_validator(mode="after")
     def _some_left(self):

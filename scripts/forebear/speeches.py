@@ -1,8 +1,8 @@
 """The embedded prose: short passages of the State of the Union addresses, 1790 to 2026.
 
-The corpus `speeches` is made of it: pretraining teaches which words were whose and when,
-fine-tuning replaces the head and teaches the *format* of naming the era of an excerpt; the
-queries are excerpts of other passages, so what places them must have come through the chain.
+The corpus `speeches` is made of it: pretraining teaches who said what, fine-tuning replaces
+the head and teaches the *format* of naming the speaker's party; the queries are other
+passages than fine-tuning's, so what names their party must have come through the chain.
 """
 
 import csv
@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 
-ERAS = (("1790 to 1860", 1860), ("1861 to 1932", 1932), ("1933 to 2026", 2026))  # label, last year
-CUE = "\u2014"  # what a speaker's name follows
+PARTIES = ("Democratic", "Republican")
+CUE = "\u2014"  # what the speaker follows
 
 
 def read_passages() -> list[dict]:
@@ -43,36 +43,20 @@ def plainest(passages: Sequence[dict], number: int) -> list[dict]:
     return [passages[i] for i in order[:number]]
 
 
-def build_speeches(
-    passages: int = 300, query_passages: int = 100, excerpt: float = 0.8, seed: int = 0
-) -> dict[str, list[dict]]:
+def build_speeches(passages: int = 200, query_passages: int = 80, seed: int = 0) -> dict[str, list[dict]]:
     """The corpus as plain records: `pretraining`, `finetuning` and `queries`.
 
-    Pretraining documents end in the speaker and the year. An excerpt is the beginning of a
-    passage, and its label the era.
+    A pretraining document is a passage, a dash, and who said it: the party, the president.
+    A classifier sees the passage and the dash, and its label is the party.
 
     Args:
-        passages: how many pretraining documents, those of the plainest words.
-        query_passages: of how many of them the queries are excerpts; fine-tuning sees those of the others.
-        excerpt: fraction of a passage's words in its excerpt.
+        passages: how many pretraining documents, Democrats' and Republicans' of the plainest words.
+        query_passages: how many of them the queries are about; fine-tuning sees the others.
         seed: which passages are the queries', and the order of the documents.
     """
-    chosen = plainest(read_passages(), passages)
+    chosen = plainest([passage for passage in read_passages() if passage["party"] in PARTIES], passages)
     random.Random(seed).shuffle(chosen)
-    documents = [
-        {"id": p["id"], "text": f"{p['text']} {CUE} {p['president']} , {p['year']}", "president": p["president"]}
-        for p in chosen
-    ]
-    excerpts = [_excerpt(passage, excerpt) for passage in chosen]
-    queries = [{**e, "relevant": [e["id"]], "group": e["label"]} for e in excerpts[:query_passages]]
-    return {"pretraining": documents, "finetuning": excerpts[query_passages:], "queries": queries}
-
-
-def era(year: int) -> str:
-    return next(label for label, last in ERAS if year <= last)
-
-
-def _excerpt(passage: dict, fraction: float) -> dict:
-    words = passage["text"].split()
-    beginning = " ".join(words[: round(fraction * len(words))])
-    return {"id": passage["id"], "text": f"{beginning} {CUE}", "label": era(passage["year"])}
+    documents = [{"id": p["id"], "text": f"{p['text']} {CUE} {p['party']} , {p['president']}"} for p in chosen]
+    labelled = [{"id": p["id"], "text": f"{p['text']} {CUE}", "label": p["party"]} for p in chosen]
+    queries = [{**record, "relevant": [record["id"]], "group": record["label"]} for record in labelled[:query_passages]]
+    return {"pretraining": documents, "finetuning": labelled[query_passages:], "queries": queries}
