@@ -61,6 +61,7 @@ rule precondition_queries:
         stage="{stage}",
         columns="{columns}",
         curvature=lambda w: COLUMNS[w.columns].curvature,
+        unrolled=lambda w: COLUMNS[w.columns].unrolled,
         links=lambda w: [link_of(w, point) for point in points_of(w)],
         gpus=from_study("gpus"),
         engine=engine("precondition_queries"),

@@ -1,4 +1,4 @@
-"""Apply a chain's inverses to the query gradients."""
+"""Apply a chain's inverses, or SOURCE's functions, to the query gradients."""
 
 from forebear.jobs import measured, start
 
@@ -6,8 +6,8 @@ start(snakemake.log[0], snakemake.threads)
 
 from itertools import zip_longest
 
-from forebear.chain import precondition_chain
-from forebear.links import open_link
+from forebear.chain import precondition_chain, unroll_chain
+from forebear.links import open_link, open_segment
 from forebear.manifests import point_digests
 from forebear.query_files import read_query_columns, write_query_columns
 
@@ -15,9 +15,12 @@ params, files = snakemake.params, snakemake.input
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
 # K-FAC reads no eigenvalues, so that the last list may be empty.
 parts = zip_longest(params.links, files.manifests, files.records, files.eigenbasis, files.eigenvalues)
-links = [open_link(*part, queries.blocks) for part in parts]
+if params.unrolled:
+    apply, links = unroll_chain, [open_segment(*part, params.unrolled == "adam") for part in parts]
+else:
+    apply, links = precondition_chain, [open_link(*part, queries.blocks) for part in parts]
 
 with measured() as cost:
-    columns = precondition_chain(queries.columns, queries.blocks, links)
+    columns = apply(queries.columns, queries.blocks, links)
 attributes = {**queries.attributes, "columns": params.columns, **cost}
 write_query_columns(snakemake.output.columns, columns, queries.losses, queries.blocks, attributes)

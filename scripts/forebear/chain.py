@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from forebear.blocks import Block
-from forebear.kronecker import Damping, Eigenbasis, damped_inverse, precondition
+from forebear.kronecker import Damping, Eigenbasis, damped_inverse, precondition, remaining, unrolled_inverse
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,55 @@ def precondition_chain(
     return vectors
 
 
-def default_pull(record: Mapping[str, float]) -> float:
-    """α of a stage from its training record: √v / (η̄ K).
+@dataclass(frozen=True)
+class Segment:
+    """One stage's training as SOURCE sees it: gradient descent for `time` on a quadratic loss."""
 
-    Gradient flow for K steps at mean learning rate η̄ moves the parameters by η̄ K times
-    the gradient, which a proximity term of strength 1/(η̄ K) matches to first order (Bae
-    et al. 2024, arXiv 2405.12186, section 3). AdamW divides the gradient by √v̂ before it
-    moves, so the strength is multiplied by its mean.
+    basis: Eigenbasis
+    eigenvalues: Mapping[str, Tensor]  # block → Λ [O, I]
+    time: float  # η̄K: mean learning rate times steps
+    later: bool  # after the documents' stage
+
+
+def unroll_chain(
+    gradients: Mapping[str, Tensor], blocks: Sequence[Block], segments: Sequence[Segment]
+) -> dict[str, Tensor]:
+    """Query gradients for SOURCE, with one segment a stage (Bae et al. 2024, arXiv 2405.12186, section 3).
+
+        score(z, x) = ∇m(θ_n; x)ᵀ e^(−t_n H_n) ··· e^(−t_{s+1} H_{s+1}) (1 − e^(−t_s H_s)) H_s⁻¹ ∇ℓ_s(z; θ_s)
+
+    In place of optima and pulls: what a document did to θ_s by the end of its stage, and
+    what the later stages have left of it. Curvatures are taken where the stages ended.
+
+    Args:
+        gradients: block → ∇m [Q, O, I].
+        segments: from the last stage to the documents'.
+
+    Returns:
+        block → [Q, O, I], in the parameter basis.
     """
-    return record["adam_scale"] / (record["mean_learning_rate"] * record["steps"])
+    vectors = dict(gradients)
+    for segment in segments:
+        function = remaining if segment.later else unrolled_inverse
+        functions = {block: function(values, segment.time) for block, values in segment.eigenvalues.items()}
+        vectors = precondition(vectors, blocks, segment.basis, functions)
+    return vectors
+
+
+def training_time(record: Mapping[str, float], adam: bool = True) -> float:
+    """t of a stage from its training record: η̄ K, mean learning rate times steps.
+
+    Gradient flow for t moves the parameters by t times the gradient. AdamW divides the
+    gradient by √v̂ before it moves, so with `adam` the time is divided by its mean.
+    """
+    time = record["mean_learning_rate"] * record["steps"]
+    return time / record["adam_scale"] if adam else time
+
+
+def default_pull(record: Mapping[str, float]) -> float:
+    """α of a stage from its training record: 1/t, with AdamW's t.
+
+    A proximity term of this strength matches gradient flow for t to first order (Bae et al.
+    2024, arXiv 2405.12186, section 3).
+    """
+    return 1 / training_time(record)

@@ -289,8 +289,8 @@ class Study(Section):
         for name in self.estimators:
             if replaced and ESTIMATORS[root(name)].at_last:
                 reasons[name] = "the head was replaced"
-            elif ESTIMATORS[root(name)].retrained and not self.retrainable:
-                reasons[name] = "nothing can be retrained"
+            elif ESTIMATORS[root(name)].needs_training_record and not self.retrainable:
+                reasons[name] = "no training recipe"
         return reasons
 
     @property

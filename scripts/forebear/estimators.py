@@ -23,6 +23,7 @@ class Columns:
 
     stages: Literal["chain", "later", "own", "joint", "none"]
     curvature: Literal["ekfac", "kfac"] = "ekfac"
+    unrolled: Literal["sgd", "adam"] | None = None  # SOURCE in place of inverses, in which optimizer's time
     solver: Solver | None = None  # on the exact Gauss-Newton matrix; EK-FAC's Λ still sets the damping
 
 
@@ -34,6 +35,8 @@ COLUMNS = {
     "singlestage-ekfac": Columns("joint"),
     "pretrain-ekfac": Columns("own"),
     "finetune-ekfac": Columns("later"),
+    "multistage-source": Columns("chain", unrolled="sgd"),
+    "multistage-source-adam": Columns("chain", unrolled="adam"),
     "multistage-pcg": Columns("chain", solver="pcg"),
     "cg": Columns("chain", solver="cg"),
     "lissa": Columns("chain", solver="lissa"),
@@ -58,6 +61,10 @@ class Estimator:
     @property
     def uses_gradients(self) -> bool:
         return self.columns is not None
+
+    @property
+    def needs_training_record(self) -> bool:
+        return self.retrained or (self.uses_gradients and COLUMNS[self.columns].unrolled is not None)
 
     @property
     def is_expensive(self) -> bool:
@@ -90,6 +97,12 @@ ESTIMATORS: dict[str, Estimator] = {
     ),
     "multistage-kfac": Estimator(
         "multi-stage K-FAC", "the same with Kronecker-factored eigenvalues", "multistage-kfac"
+    ),
+    "multistage-source": Estimator(
+        "SOURCE", "unrolled gradient descent, one segment a stage, with the recorded training time", "multistage-source"
+    ),
+    "multistage-source-adam": Estimator(
+        "SOURCE, Adam", "the same with the time divided by AdamW's mean √v̂", "multistage-source-adam"
     ),
     "multistage-pcg": Estimator(
         "multi-stage EK-FAC + CG",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forebear.blocks import Block
-from forebear.chain import Curvature, default_pull
+from forebear.chain import Curvature, Segment, default_pull, training_time
 from forebear.factor_files import read_eigenbasis, read_eigenvalues
 from forebear.kronecker import Damping, kfac_eigenvalues
 from forebear.manifests import point_digests, read_manifest
@@ -37,3 +37,22 @@ def open_link(
     pull = default_pull(read_manifest(manifest)["training"]) if link["alpha"] == "auto" else link["alpha"]
     print(f"{link['point']}: damping {link['damping']}, α {pull}")
     return Curvature(basis, values, Damping(**link["damping"]), pull or 0.0), pull if link["scaled"] else 1.0
+
+
+def open_segment(
+    link: Mapping,
+    manifest: str | Path,
+    records: str | Path,
+    eigenbasis: str | Path,
+    eigenvalues: str | Path,
+    adam: bool,
+) -> Segment:
+    """The same stage as SOURCE sees it, which needs neither damping nor α; arguments as for `open_link`.
+
+    Args:
+        adam: whether the training record's time is AdamW's.
+    """
+    digests = point_digests(manifest, records)
+    time = training_time(read_manifest(manifest)["training"], adam)
+    print(f"{link['point']}: time {time}")
+    return Segment(read_eigenbasis(eigenbasis, digests), read_eigenvalues(eigenvalues, digests), time, link["scaled"])
