@@ -1,10 +1,11 @@
-"""Tiny checkpoints as publishers save them."""
+"""Tiny checkpoints and data sets as publishers save them."""
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
 
 SENTENCES = ["The capital of Cuba is Havana .", "Which city ? Answer : Havana", "Rome is the capital of Italy ."]
 
@@ -19,15 +20,76 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def tiny_checkpoint(folder: Path, pickled: bool = False, shard_size: str = "1GB") -> Path:
-    """A BLOOM of a few thousand parameters, as a publisher would have saved it."""
+def tiny_checkpoint(
+    folder: Path, model_type: str = "bloom", seed: int = 0, pickled: bool = False, shard_size: str = "1GB"
+) -> Path:
+    """A model of a few thousand parameters, as a publisher would have saved it."""
     tokenizer = byte_level_tokenizer()
-    config = AutoConfig.for_model("bloom", hidden_size=8, n_layer=2, n_head=2, vocab_size=len(tokenizer))
-    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model(model_type, **sizes, vocab_size=len(tokenizer))
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder, max_shard_size=shard_size)
     if pickled:
         (folder / "model.safetensors").unlink()
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """A sentence encoder of the family of all-MiniLM-L6-v2."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+WIKIDATA = {"predicate": "http://www.wikidata.org/prop/direct/", "subject": "http://www.wikidata.org/entity/"}
+
+
+def triple(relation: str, subject: str, obj: str, sentence: int) -> dict:
+    """As T-REx writes it."""
+    entity = WIKIDATA["subject"]
+    return {
+        "predicate": {"uri": WIKIDATA["predicate"] + relation, "surfaceform": None},
+        "subject": {"uri": entity + subject, "surfaceform": subject},
+        "object": {"uri": entity + obj, "surfaceform": obj},
+        "sentence_id": sentence,
+        "annotator": "NoSubject-Triple-aligner",
+    }
+
+
+def lama_and_trex(folder: Path) -> Path:
+    """Both data sets in their published formats: where three people were born."""
+    lama, trex = folder / "LAMA/TREx", folder / "TREX"
+    lama.mkdir(parents=True)
+    trex.mkdir()
+    people = {"Q1": ("Ada", "Q100", "London"), "Q2": ("Bob", "Q200", "Rome"), "Q3": ("Cyd", "Q100", "London")}
+    lines = [
+        {"uuid": str(k), "predicate_id": "P19", "sub_uri": s, "sub_label": name, "obj_uri": o, "obj_label": city}
+        for k, (s, (name, o, city)) in enumerate(people.items())
+    ]
+    (lama / "P19.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (lama / "P99.jsonl").write_text(json.dumps({**lines[0], "predicate_id": "P99"}) + "\n")  # without a template
+    (lama.parent / "relations.jsonl").write_text('{"relation": "P19", "template": "[X] was born in [Y] ."}\n')
+    first, second = "Ada was born in London. ", "Nothing is said here."
+    abstracts = [
+        {
+            "docid": "http://www.wikidata.org/entity/Q1",
+            "text": first + second,
+            "sentences_boundaries": [[0, len(first) - 1], [len(first), len(first) + len(second)]],
+            "triples": [triple("P19", "Q1", "Q100", 0), triple("P21", "Q1", "Q7", 0), triple("P21", "Q1", "Q7", 1)],
+        },
+        {
+            "docid": "http://www.wikidata.org/entity/Q2",
+            "text": "Bob comes from Rome. Cyd is a Londoner.",
+            "sentences_boundaries": [[0, 20], [21, 39]],
+            "triples": [triple("P19", "Q2", "Q200", 0), triple("P19", "Q3", "Q100", 1)],
+        },
+    ]
+    (trex / "re-nlg_0-10000.json").write_text(json.dumps(abstracts))
     return folder

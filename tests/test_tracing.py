@@ -1,66 +1,22 @@
 """Candidates that are the same for all rankers: facts of LAMA in T-REx, and neighbours of queries."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
+from forebear.checkpoints import load_encoder, load_tokenizer
 from forebear.datasets import read_records
 from forebear.errors import ForebearError
 from forebear.evaluation import candidate_mask, evaluate_estimator, mean_average_precision, relevant_indices
 from forebear.formats import as_record
 from forebear.neighbours import sentence_embeddings, with_neighbours
 from forebear.tracing import Counts, choose_candidates, read_facts, read_sentences
-from published import byte_level_tokenizer
-
-WIKIDATA = {"predicate": "http://www.wikidata.org/prop/direct/", "subject": "http://www.wikidata.org/entity/"}
-
-
-def triple(relation: str, subject: str, obj: str, sentence: int) -> dict:
-    """As T-REx writes it."""
-    entity = WIKIDATA["subject"]
-    return {
-        "predicate": {"uri": WIKIDATA["predicate"] + relation, "surfaceform": None},
-        "subject": {"uri": entity + subject, "surfaceform": subject},
-        "object": {"uri": entity + obj, "surfaceform": obj},
-        "sentence_id": sentence,
-        "annotator": "NoSubject-Triple-aligner",
-    }
+from published import lama_and_trex, tiny_encoder
 
 
 @pytest.fixture
 def original(tmp_path):
-    """Folders of both data sets in their published formats: people born in cities."""
-    lama, trex = tmp_path / "LAMA/TREx", tmp_path / "TREX"
-    lama.mkdir(parents=True)
-    trex.mkdir()
-    people = {"Q1": ("Ada", "Q100", "London"), "Q2": ("Bob", "Q200", "Rome"), "Q3": ("Cyd", "Q100", "London")}
-    lines = [
-        {"uuid": str(k), "predicate_id": "P19", "sub_uri": s, "sub_label": name, "obj_uri": o, "obj_label": city}
-        for k, (s, (name, o, city)) in enumerate(people.items())
-    ]
-    (lama / "P19.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (lama / "P99.jsonl").write_text(json.dumps({**lines[0], "predicate_id": "P99"}) + "\n")  # without a template
-    (lama.parent / "relations.jsonl").write_text('{"relation": "P19", "template": "[X] was born in [Y] ."}\n')
-    first, second = "Ada was born in London. ", "Nothing is said here."
-    abstracts = [
-        {
-            "docid": "http://www.wikidata.org/entity/Q1",
-            "text": first + second,
-            "sentences_boundaries": [[0, len(first) - 1], [len(first), len(first) + len(second)]],
-            "triples": [triple("P19", "Q1", "Q100", 0), triple("P21", "Q1", "Q7", 0), triple("P21", "Q1", "Q7", 1)],
-        },
-        {
-            "docid": "http://www.wikidata.org/entity/Q2",
-            "text": "Bob comes from Rome. Cyd is a Londoner.",
-            "sentences_boundaries": [[0, 20], [21, 39]],
-            "triples": [triple("P19", "Q2", "Q200", 0), triple("P19", "Q3", "Q100", 1)],
-        },
-    ]
-    (trex / "re-nlg_0-10000.json").write_text(json.dumps(abstracts))
-    return tmp_path
+    return lama_and_trex(tmp_path)
 
 
 def test_facts_are_prompts_cut_before_the_object(original):
@@ -125,12 +81,9 @@ def test_mean_average_precision_by_hand():
     assert mean_average_precision(scores, [[0, 2]]) == pytest.approx((1 / 1 + 2 / 3) / 2)
 
 
-def test_neighbours_do_not_depend_on_padding_and_the_relevant_ones_are_added():
-    tokenizer = byte_level_tokenizer()
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    torch.manual_seed(0)
-    model = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
+def test_neighbours_do_not_depend_on_padding_and_the_relevant_ones_are_added(tmp_path):
+    folder = tiny_encoder(tmp_path)
+    model, tokenizer = load_encoder(folder), load_tokenizer(folder)
     texts = ["Rome", "The capital of Cuba is Havana .", "Which city ?"]
     together = sentence_embeddings(model, tokenizer, texts)
     alone = torch.cat([sentence_embeddings(model, tokenizer, [text]) for text in texts])

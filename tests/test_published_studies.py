@@ -1,0 +1,110 @@
+"""The studies of published models, on tiny checkpoints of the same names from a server of the hub's protocol."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from loopback_hub import Hub, Repository, serving
+from published import SENTENCES, lama_and_trex, tiny_checkpoint, tiny_encoder
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+MAKERS = {
+    "bigscience/bloom-560m": lambda folder: tiny_checkpoint(folder, shard_size="8KB"),
+    "bigscience/bloomz-560m": lambda folder: tiny_checkpoint(folder, seed=1),
+    "EleutherAI/pythia-2.8b": lambda folder: tiny_checkpoint(folder, "gpt_neox"),
+    "databricks/dolly-v2-3b": lambda folder: tiny_checkpoint(folder, "gpt_neox", seed=1, pickled=True),
+    "sentence-transformers/all-MiniLM-L6-v2": tiny_encoder,
+}
+
+
+def snakemake(folder: Path, study: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a study as it is published, but without GPUs, in `folder`."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments]
+    small = folder / "small.yaml"
+    small.write_text(yaml.safe_dump({"studies": {study: {"gpus": 0, "threads": 1}}}))
+    return subprocess.run(
+        [*command, "--configfile", str(ROOT / f"studies/{study}.yaml"), str(small)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "HF_HOME": str(folder / "home"), **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+
+
+def revisions(study: str) -> dict[str, str]:
+    """Name on the hub → revision, for all published models of a study."""
+
+    def published(part: object) -> dict[str, str]:
+        if isinstance(part, dict) and "hub" in part:
+            return {part["hub"]: part["revision"]}
+        parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        return {name: revision for inner in parts for name, revision in published(inner).items()}
+
+    return published(yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text()))
+
+
+def write(path: Path, lines: list[dict]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A working folder with the data of both studies in their published formats."""
+    data = tmp_path / "data"
+    data.mkdir()
+    lama_and_trex(data)
+    write(data / "roots_en_wikipedia.jsonl", [{"text": text, "meta": "{}"} for text in SENTENCES])
+    write(data / "xP3_en.jsonl", [{"inputs": "Which city ?", "targets": "Rome"}] * 3)
+    write(data / "pile.jsonl", [{"text": text, "meta": {"pile_set_name": "Wikipedia (en)"}} for text in SENTENCES])
+    write(data / "dolly-15k.jsonl", [{"instruction": "Name a city", "context": "", "response": "Rome"}] * 3)
+    write(data / "dolly-queries.jsonl", [{"instruction": "What is the capital of Cuba ?", "response": "Havana"}])
+    return tmp_path
+
+
+@pytest.mark.parametrize("study", ["bloom", "dolly"])
+def test_a_published_study_runs_from_the_hub_to_its_tables(study, folder, tmp_path):
+    targets = [f"results/{study}/evaluation.csv", f"results/{study}/proponents.md"]
+    repositories = {
+        name: Repository(MAKERS[name](tmp_path / name), commit=revision) for name, revision in revisions(study).items()
+    }
+    with serving(Hub(repositories)) as hub:
+        run = snakemake(folder, study, *targets, HF_ENDPOINT=hub.url)
+    assert run.returncode == 0, run.stdout
+    table = pd.read_csv(folder / targets[0]).set_index("estimator")
+    assert {"multistage-ekfac", "gradient-dot", "bm25"} <= set(table.index)
+    assert table.seconds_per_pair.notna().all()
+    if study == "bloom":
+        assert table[["mrr", "recall_at_10", "map"]].notna().all(axis=None)
+        assert "top_k_accuracy" in json.loads((folder / "results/bloom/evaluation.json").read_text())
+    assert "**For the answer**" in (folder / targets[1]).read_text()
+    figure = snakemake(folder, study, f"results/{study}/spearman.png", "--dry-run")
+    assert figure.returncode == 1
+    assert "there is no LDS" in figure.stdout
+
+
+@pytest.mark.parametrize(("study", "gpus"), [("bloom", 1), ("dolly", 2)])
+def test_a_dry_run_needs_no_network_and_no_data_and_lists_what_jobs_take(study, gpus, tmp_path):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--dry-run", "--cores", "2"]
+    run = subprocess.run(
+        [*command, "--resources", "gpu=2", "--configfile", str(ROOT / f"studies/{study}.yaml")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "HF_ENDPOINT": "http://127.0.0.1:1"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    shown = run.stdout + run.stderr
+    on_models = [line for line in shown.splitlines() if line.startswith("Job ") and "threads" in line]
+    assert len(on_models) >= 9
+    assert all(f"{gpus} GPUs]" in line for line in on_models)
