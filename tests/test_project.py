@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from forebear.digests import engine_digest
+from forebear.estimators import ESTIMATORS
 from forebear.facts import build_facts
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,11 @@ def test_every_script_that_uses_gpus_leases_them_before_it_imports_torch():
         script = path.read_text()
         if "params.gpus" in script:
             assert script.index("lease_devices(") < script.index("from forebear.", script.index("start(")), path
+
+
+def test_every_estimator_is_on_the_page():
+    page = (ROOT / "docs/estimators.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`([a-z0-9-]+)`", page.split("Where the head")[0])) == set(ESTIMATORS)
 
 
 def test_the_engine_never_imports_snakemake():
