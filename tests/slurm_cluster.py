@@ -63,7 +63,7 @@ def output_of(*command: str) -> str:
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
     """Poll until the condition holds.
 
     Raises:

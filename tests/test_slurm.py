@@ -56,7 +56,7 @@ def submit(folder: Path, *arguments: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, folder: Path) -> None:
-    assert process.wait(timeout=600) == 0, (folder / "snakemake.log").read_text()
+    assert process.wait(timeout=900) == 0, (folder / "snakemake.log").read_text()
 
 
 def queue(states: str) -> list[str]:
@@ -94,7 +94,7 @@ def test_a_cancelled_run_takes_its_jobs_along_and_resumes(tmp_path):
     process = submit(tmp_path, FACTORS)
     wait_until(following.exists, "the stage is trained and the next job runs")
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) != 0
+    assert process.wait(timeout=300) != 0
     wait_until(lambda: not queue("PENDING,RUNNING"), "its jobs are cancelled")
     assert not (tmp_path / FACTORS).exists()
 
