@@ -117,7 +117,8 @@ rule solve_queries:
 
 
 # One pass over a stage's documents serves all estimators that look at them at the same model;
-# it writes one file an estimator, so there is one rule for each study, stage and model.
+# it writes one file an estimator, so there is one rule for each study, stage and model. Files
+# are updated: one more estimator leaves those of the others as they are.
 for study, attributed, stage, estimators in all_passes():
 
     rule:
@@ -130,7 +131,7 @@ for study, attributed, stage, estimators in all_passes():
             queries=f"results/{study}/data/queries.jsonl",
             columns=[columns_file(study, attributed, columns) for columns in columns_of(estimators)],
         output:
-            scores=[f"results/{study}/scores/{attributed}/{e}.h5" for e in estimators],
+            scores=[update(f"results/{study}/scores/{attributed}/{e}.h5") for e in estimators],
         log:
             f"results/{study}/logs/compute_pairwise_scores/{attributed}_at_{stage}.log",
         priority: 10

@@ -13,8 +13,9 @@ from forebear.estimators import ESTIMATORS
 from forebear.manifests import point_digests
 from forebear.points import open_point
 from forebear.query_files import read_query_columns
+from forebear.resumable import ResumableMatrix
 from forebear.scoring import Request, pairwise_scores
-from forebear.store import SCORE_UNITS, ResumableMatrix
+from forebear.store import SCORE_UNITS
 
 params, files = snakemake.params, snakemake.input
 point = open_point(files.manifest, files.records, params.max_length, params.gpus, params.split_heads)
@@ -33,7 +34,7 @@ requests = {
 
 shape = (len(point.examples), len(read_records(files.queries)))
 attributes = {"study": params.study, **SCORE_UNITS, **point.digests, "query_data_digest": query_digests["data_digest"]}
-# An interrupted pass is continued only with the very same queries and code.
+# An interrupted pass is continued, and finished scores stay, only with the very same queries and code.
 digests = {name: file_digest(file) for name, file in zip(params.columns, files.columns, strict=True)}
 matrices = {
     name: ResumableMatrix(
@@ -49,6 +50,7 @@ matrices = {
     )
     for name, path in zip(params.estimators, snakemake.output.scores, strict=True)
 }
+wanted = {name: request for name, request in requests.items() if not matrices[name].finished}
 done = np.logical_and.reduce([matrix.written for matrix in matrices.values()])
 with measured() as cost:
     seconds = pairwise_scores(
@@ -56,7 +58,7 @@ with measured() as cost:
         point.blocks,
         point.examples,
         {name: queries[name].columns for name in params.columns},
-        requests,
+        wanted,
         params.batch_tokens,
         write=lambda estimator, rows, scores: matrices[estimator].write(
             rows, scores, queries[requests[estimator].columns].places
@@ -64,4 +66,4 @@ with measured() as cost:
         skip=done,
     )
 for name, matrix in matrices.items():
-    matrix.finish({"seconds": seconds[name], "peak_bytes": cost["peak_bytes"]})
+    matrix.finish({"seconds": seconds.get(name, 0.0), "peak_bytes": cost["peak_bytes"]})

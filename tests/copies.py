@@ -6,16 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 
 
-def copy_workflow(folder: Path) -> Path:
-    """The workflow with the tiny study as its config, as a clone of the repository would have it."""
+def copy_workflow(folder: Path, config: dict | None = None) -> Path:
+    """The workflow with the tiny study or another config, as a clone of the repository would have it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("Snakefile", "rules", "scripts", "profiles", "envs"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
-    shutil.copy(ROOT / "tests/tiny.yaml", folder / "config.yaml")
+    if config is None:
+        shutil.copy(ROOT / "tests/tiny.yaml", folder / "config.yaml")
+    else:
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 

@@ -19,9 +19,10 @@ from forebear.config import read_config
 from forebear.datasets import collate, encode
 from forebear.errors import ForebearError
 from forebear.factor_files import read_eigenvalues, write_eigenvalues
+from forebear.resumable import ResumableMatrix
 from forebear.score_files import write_scores
 from forebear.scoring import Request, pairwise_scores
-from forebear.store import FORMAT, ResumableMatrix, open_checked
+from forebear.store import FORMAT, open_checked
 from forebear.training import build_tokenizer, evaluate_losses
 from forebear.writing import atomic_files, atomic_path
 
@@ -157,7 +158,7 @@ def test_errors_of_other_files_are_not_taken_for_a_full_disk(tmp_path):
 ORPHAN = """
 import sys
 import numpy as np
-from forebear.store import ResumableMatrix
+from forebear.resumable import ResumableMatrix
 matrix = ResumableMatrix(sys.argv[1], "scores", {}, (2, 2))
 matrix.write(np.array([0]), np.ones((1, 2)))
 print("waiting", flush=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workflows import ROOT, Planner, copy_workflow, pretend_finished
+from copies import ROOT, copy_workflow
+from plans import Planner, pretend_finished
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from forebear.errors import ForebearError
 from forebear.factor_files import read_covariances, write_covariances
 from forebear.kronecker import Covariances
 from forebear.query_files import read_query_columns, write_query_columns
-from forebear.store import ResumableMatrix, create, open_checked
+from forebear.resumable import ResumableMatrix
+from forebear.store import create, open_checked
 
 
 @pytest.fixture
@@ -94,3 +95,17 @@ def test_a_damaged_unfinished_matrix_is_begun_again(tmp_path):
     matrix = ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
     assert not matrix.written.any()
     assert h5py.is_hdf5(tmp_path / ".s.h5.partial")
+
+
+def test_a_finished_matrix_of_the_same_job_stays_and_of_another_does_not(tmp_path):
+    path, job = tmp_path / "s.h5", {"columns_digest": "a"}
+    first = ResumableMatrix(path, "scores", job, (2, 2))
+    first.write(np.arange(2), np.ones((2, 2)))
+    first.finish({"seconds": 1.0})
+    again = ResumableMatrix(path, "scores", job, (2, 2))
+    assert again.finished
+    assert again.written.all()
+    again.finish({"seconds": 2.0})
+    with open_checked(path, "scores") as file:
+        assert file.attrs["seconds"] == 1.0
+    assert not ResumableMatrix(path, "scores", {"columns_digest": "b"}, (2, 2)).finished

@@ -9,7 +9,7 @@ from forebear.store import SCORE_UNITS, Attributes, check_scores, create, open_c
 
 
 def write_scores(path: str | Path, scores: np.ndarray, attributes: Attributes) -> None:
-    """Scores [N, Q], whole; a long computation writes them through store.ResumableMatrix.
+    """Scores [N, Q], whole; a long computation writes them through resumable.ResumableMatrix.
 
     A column that is NaN as a whole is a query that was left out.
     """

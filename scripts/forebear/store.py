@@ -8,7 +8,6 @@ that nevertheless, and the digests.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from forebear.errors import ForebearError, shortened
-from forebear.writing import atomic_path, explained_write
+from forebear.writing import atomic_path
 
 FORMAT = "forebear 2"
 DIGEST_ROWS = 1 << 24  # bytes of a dataset that are hashed at once
@@ -158,74 +157,3 @@ def check_scores(path: str | Path, rows: np.ndarray, values: np.ndarray) -> None
             f"{path}: the scores of the documents {shortened(bad)} (counted from 0) are not finite; look for NaN in "
             "the model and in these documents, or raise `damping`."
         )
-
-
-class ResumableMatrix:
-    """A long [rows, columns] matrix, written some rows at a time.
-
-    Rows go to `.{name}.partial` with a `written` mask; a later job with the same
-    attributes continues there, and `finish` gives the file its name. HDF5 locks the file
-    while it is open, so a second process that wants to write it is refused.
-    """
-
-    def __init__(self, path: str | Path, kind: str, attributes: Attributes, shape: tuple[int, int]):
-        self.path = Path(path)
-        self._partial = self.path.with_name(f".{self.path.name}.partial")
-        self._attributes = {**attributes, "format": FORMAT, "kind": kind, "complete": False}
-        with explained_write(self._partial):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._reopen(shape) or self._new(shape)
-
-    def _reopen(self, shape: tuple[int, int]) -> h5py.File | None:
-        """The file of an interrupted job, if it is whole and of the same job."""
-        try:
-            file = h5py.File(self._partial, "r+")
-            if dict(file.attrs) == self._attributes and file["matrix"].shape == shape:
-                return file
-            file.close()
-        except BlockingIOError:  # its writer lives; to create the file anew would empty it under the lock
-            raise
-        except (OSError, KeyError):  # there is none, or it is damaged
-            pass
-        return None
-
-    def _new(self, shape: tuple[int, int]) -> h5py.File:
-        file = h5py.File(self._partial, "w")
-        file.attrs.update(self._attributes)
-        file.create_dataset("matrix", shape, np.float32, fillvalue=np.nan)
-        file.create_dataset("written", (shape[0],), bool)
-        file.flush()
-        return file
-
-    @property
-    def written(self) -> np.ndarray:
-        """[rows] bool."""
-        return self._file["written"][()]
-
-    def write(self, rows: np.ndarray, values: np.ndarray, columns: np.ndarray | None = None) -> None:
-        """Write whole rows; `values` is [len(rows), columns], or only `columns` of them, the others staying NaN.
-
-        Raises:
-            ForebearError: a row has NaN or infinite values.
-        """
-        check_scores(self.path, rows, values)
-        if columns is not None:
-            whole = np.full((len(rows), self._file["matrix"].shape[1]), np.nan, np.float32)
-            whole[:, columns] = values
-            values = whole
-        order = np.argsort(rows)  # h5py wants increasing indices
-        with explained_write(self._partial):
-            self._file["matrix"][rows[order]] = values[order]
-            self._file.flush()  # the rows first, so that the mask never speaks of rows that a kill has lost
-            self._file["written"][rows[order]] = True
-            self._file.flush()
-
-    def finish(self, attributes: Attributes) -> None:
-        """Add last attributes and give the file its final name."""
-        if not self.written.all():
-            raise ForebearError(f"{self._partial}: some rows are missing; run again.")
-        with explained_write(self._partial):
-            self._file.attrs.update({**attributes, "complete": True})
-            self._file.attrs["content"] = content_digest(self._file)
-            self._file.close()
-            os.replace(self._partial, self.path)

@@ -1,50 +1,14 @@
-"""Copies of the workflow that tests may break, and what Snakemake says about them."""
+"""Snakemake's plans, quickly, in copies of the workflow that only seem to have been run."""
 
 import contextlib
 import multiprocessing
 import os
 import re
-import shutil
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import yaml
-
-ROOT = Path(__file__).parents[1]
 PRELOADED = ["snakemake.cli", "snakemake.workflow", "snakemake.dag", "pandas", "pydantic"]
-
-
-def copy_workflow(folder: Path, config: dict | None = None) -> Path:
-    """The workflow with the tiny study, or another config, in a folder of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("Snakefile", "rules", "scripts", "profiles", "envs"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / name)
-    config = config or yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    """Change keys of the tiny study."""
-    path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    config["studies"]["tiny"].update(changes)
-    path.write_text(yaml.safe_dump(config))
-
-
-def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run the workflow in `folder` on two cores, with the copy's engine and not the installed one."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(folder / "scripts"), **environment}
-    return subprocess.run(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
 
 
 class Planner:
