@@ -1,0 +1,109 @@
+"""No code of the engine or a script reads pickles, runs code of a model's author, or unpacks archives."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "scripts").rglob("*.py"))
+
+# Modules that run code from data, or write where an archive says; UnpicklingError, an exception, may be caught.
+FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tarfile", "zipfile"}
+FORBIDDEN_CALLS = {"eval", "exec", "unpack_archive", "read_pickle", "unsafe_load", "full_load"}
+
+
+def dangers(source: str) -> list[str]:
+    """What a reviewer would refuse in a piece of Python."""
+    tree, found = ast.parse(source), []
+    safe_options = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and _switches_code_off(node.value)
+        for target in node.targets
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+            found.append(f"imports from {node.module}")
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in FORBIDDEN_MODULES
+        ):
+            if node.attr != "UnpicklingError":
+                found.append(f"uses {node.value.id}.{node.attr}")
+        elif isinstance(node, ast.Call):
+            found += _dangers_of_call(node, safe_options)
+    return found
+
+
+def _dangers_of_call(node: ast.Call, safe_options: set[str]) -> list[str]:
+    called = ast.unparse(node.func)
+    name = called.rpartition(".")[2]
+    given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+    if name in FORBIDDEN_CALLS and not (name == "eval" and called != name):  # model.eval() is something else
+        return [f"calls {called}"]
+    if called == "torch.load" and not _is(given.get("weights_only"), True):
+        return ["torch.load without weights_only=True"]
+    if "allow_pickle" in given and not _is(given["allow_pickle"], False):
+        return ["allow_pickle"]
+    if called == "yaml.load":
+        return ["yaml.load instead of safe_load"]
+    if "shell" in given and not _is(given["shell"], False):
+        return ["a shell command"]
+    if "trust_remote_code" in given and not _is(given["trust_remote_code"], False):
+        return ["trust_remote_code"]
+    if name == "from_pretrained" and "trust_remote_code" not in given:
+        spread = {ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg is None}
+        return [] if spread & safe_options else ["from_pretrained without trust_remote_code=False"]
+    return []
+
+
+def _switches_code_off(options: ast.Dict) -> bool:
+    return any(
+        _is(key, "trust_remote_code") and _is(value, False)
+        for key, value in zip(options.keys, options.values, strict=True)
+    )
+
+
+def _is(node: ast.AST | None, value: object) -> bool:
+    return isinstance(node, ast.Constant) and node.value == value
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_source_has_a_danger(path: Path):
+    assert dangers(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle\npickle.load(f)",
+        "from pickle import load",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "pd.read_pickle(f)",
+        "yaml.load(f, Loader=yaml.Loader)",
+        "eval(text)",
+        "subprocess.run(text, shell=True)",
+        "AutoModel.from_pretrained(folder)",
+        "AutoModel.from_pretrained(folder, trust_remote_code=True)",
+        "options = {'trust_remote_code': True}\nAutoModel.from_pretrained(folder, **options)",
+        "import tarfile\ntarfile.open(f).extractall()",
+        "shutil.unpack_archive(f)",
+    ],
+)
+def test_the_test_sees_each_danger(source: str):
+    assert dangers(source) != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(f, weights_only=True)",
+        "model.eval()",
+        "options = {'trust_remote_code': False}\nAutoModel.from_pretrained(folder, **options)",
+        "import pickle\ntry:\n    pass\nexcept pickle.UnpicklingError:\n    pass",
+    ],
+)
+def test_what_is_safe_passes(source: str):
+    assert dangers(source) == []
