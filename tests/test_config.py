@@ -92,6 +92,13 @@ def test_what_needs_the_documents_at_the_last_model_is_undefined_when_the_head_w
     assert parse_config(TINY).studies["tiny"].undefined == {}
 
 
+def test_what_needs_a_training_recipe_is_undefined_for_published_models():
+    published = {"name": "finetuning", "checkpoint": "folder", "damping": 1, "alpha": 1.0}
+    study = parse_config(changed("studies.tiny.stages.1", published)).studies["tiny"]
+    names = ["multistage-source", "multistage-source-adam", "trak"]
+    assert study.undefined == dict.fromkeys(names, "no training recipe")
+
+
 def test_attributed_stages_come_in_the_order_of_the_chain():
     config = changed("studies.tiny.attributed_stages", ["finetuning", "pretraining"])
     assert parse_config(config).studies["tiny"].attributed == ["pretraining", "finetuning"]
