@@ -313,5 +313,6 @@ def study_files(wildcards):
         files += overhead_files(wildcards.study, estimator) + scores_files(wildcards, estimator)
     names = ["queries/answers.jsonl", "evaluation.csv", "evaluation.json", "proponents.md"]
     if study.retrainable:
-        names += ["ground_truth/subsets.h5", "ground_truth/bank.h5", "spearman.png", "damping.png"]
+        names += [f"ground_truth/{name}.h5" for name in ("subsets", "bank")]
+        names += ["spearman.png", "damping.png", "damping.csv"]
     return list(dict.fromkeys(files + [f"{folder}/{name}" for name in names]))
