@@ -14,7 +14,7 @@ rule compute_query_gradients:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory(4000),
         runtime=growing(60),
         gpu=from_study("gpus"),
     params:
@@ -23,6 +23,7 @@ rule compute_query_gradients:
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        precision=from_study("precision"),
         engine=engine("compute_query_gradients"),
     message:
         with_needs("{wildcards.study}: gradients of the queries at the last model")
@@ -54,7 +55,7 @@ rule precondition_queries:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory(4000),
         runtime=growing(60),
         gpu=from_study("gpus"),
     params:
@@ -139,7 +140,7 @@ for study, attributed, stage, estimators in all_passes():
             "../envs/forebear.yaml"
         threads: CONFIG.studies[study].threads
         resources:
-            mem_mb=growing(6000),
+            mem_mb=memory(6000, study),
             runtime=growing(240),
             gpu=CONFIG.studies[study].gpus,
         params:
@@ -150,6 +151,7 @@ for study, attributed, stage, estimators in all_passes():
             batch_tokens=CONFIG.studies[study].batch_tokens,
             max_length=CONFIG.studies[study].max_length,
             gpus=CONFIG.studies[study].gpus,
+            precision=CONFIG.studies[study].precision,
             engine=engine("compute_pairwise_scores"),
         message:
             with_needs(f"{study}: score the documents of {attributed} at the {stage} model")
@@ -173,7 +175,7 @@ rule compute_self_influence:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory(4000),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
@@ -183,6 +185,7 @@ rule compute_self_influence:
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        precision=from_study("precision"),
         engine=engine("compute_self_influence"),
     message:
         with_needs("{wildcards.study}: self-influence of the documents of {wildcards.stage}")
@@ -256,7 +259,7 @@ rule compute_trak_features:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory(4000),
         runtime=growing(240),
         gpu=from_study("gpus"),
     params:
@@ -319,7 +322,7 @@ rule compute_baseline_scores:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(2000),
+        mem_mb=memory(2000),
         runtime=growing(60),
         gpu=from_study("gpus"),
     params:
@@ -331,6 +334,7 @@ rule compute_baseline_scores:
         max_length=from_study("max_length"),
         seed=from_study("seed"),
         gpus=from_study("gpus"),
+        precision=from_study("precision"),
         engine=engine("compute_baseline_scores"),
     message:
         with_needs(

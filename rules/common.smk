@@ -96,6 +96,13 @@ def growing(base):
     return lambda wildcards, attempt: base * 2 ** (attempt - 1)
 
 
+def memory(base, study=None):
+    """Memory (MB) of a job on a model: as the study multiplies it, and doubled with every attempt."""
+    return lambda wildcards, attempt: growing(
+        round(base * CONFIG.studies[study or wildcards.study].memory)
+    )(wildcards, attempt)
+
+
 def threads_of(wildcards):
     """Threads of the jobs that run matrix products over all documents."""
     return study_of(wildcards).threads

@@ -53,7 +53,7 @@ rule compute_damping_sweep:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory(4000),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:

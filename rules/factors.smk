@@ -15,7 +15,7 @@ rule fit_covariances:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory(4000),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
@@ -27,6 +27,7 @@ rule fit_covariances:
         max_length=from_study("max_length"),
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
+        precision=from_study("precision"),
         engine=engine("fit_covariances"),
     message:
         with_needs("{wildcards.study}: covariances of {wildcards.point}")
@@ -47,7 +48,7 @@ rule compute_eigenbasis:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory(4000),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
@@ -76,7 +77,7 @@ rule fit_eigenvalues:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory(4000),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
@@ -88,6 +89,7 @@ rule fit_eigenvalues:
         max_length=from_study("max_length"),
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
+        precision=from_study("precision"),
         engine=engine("fit_eigenvalues"),
     message:
         with_needs("{wildcards.study}: eigenvalues of {wildcards.point}")

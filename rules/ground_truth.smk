@@ -42,7 +42,7 @@ rule retrain:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=growing(2000),
+        mem_mb=memory(2000),
         runtime=growing(720),
         gpu=from_study("gpus"),
     params:
@@ -83,7 +83,7 @@ rule measure_retrainings:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(2000),
+        mem_mb=memory(2000),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:

@@ -42,7 +42,7 @@ rule train_stage:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=growing(2000),
+        mem_mb=memory(2000),
         runtime=growing(60),
         gpu=from_study("gpus"),
     params:
@@ -76,12 +76,13 @@ rule answer_queries:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=growing(2000),
+        mem_mb=memory(2000),
         runtime=growing(30),
         gpu=from_study("gpus"),
     params:
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        precision=from_study("precision"),
         engine=engine("answer_queries"),
     message:
         with_needs("{wildcards.study}: let the last model answer the queries")

@@ -9,12 +9,12 @@ lease_devices(snakemake.params.gpus)
 from pathlib import Path
 
 from forebear.answers import answer_queries
-from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.checkpoints import load_model, load_tokenizer
 from forebear.datasets import read_records, write_records
 from forebear.writing import atomic_path
 
 directory = Path(snakemake.input.manifest).parent
-model = load_model(directory).to(device_for(snakemake.params.gpus))
+model = load_model(directory, snakemake.params.gpus, snakemake.params.precision)
 queries = read_records(snakemake.input.queries)
 answers = answer_queries(model, load_tokenizer(directory), queries, snakemake.params.max_length)
 with atomic_path(snakemake.output.answers) as path:

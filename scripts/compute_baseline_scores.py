@@ -32,7 +32,7 @@ digests["query_data_digest"] = point_digests(files.manifest, files.queries)["dat
 device = device_for(params.gpus)
 if params.estimator in ("embedding", "cka"):
     directory = Path(files.manifest).parent
-    model, tokenizer = load_model(directory).to(device), load_tokenizer(directory)
+    model, tokenizer = load_model(directory, params.gpus, params.precision), load_tokenizer(directory)
     ends = [(documents, True), (queries, False)]
     encoded = [encode(records, tokenizer, params.max_length, end=end) for records, end in ends]
 

@@ -18,7 +18,9 @@ from forebear.scoring import Request, pairwise_scores
 from forebear.store import SCORE_UNITS
 
 params, files = snakemake.params, snakemake.input
-point = open_point(files.manifest, files.records, params.max_length, params.gpus, params.split_heads)
+point = open_point(
+    files.manifest, files.records, params.max_length, params.gpus, params.split_heads, precision=params.precision
+)
 query_digests = point_digests(files.last, files.queries)
 queries = {
     name: read_query_columns(file, query_digests) for name, file in zip(params.columns, files.columns, strict=True)

@@ -12,7 +12,13 @@ from forebear.scoring import query_gradients
 
 params = snakemake.params
 point = open_point(
-    snakemake.input.manifest, snakemake.input.queries, params.max_length, params.gpus, params.split_heads, end=False
+    snakemake.input.manifest,
+    snakemake.input.queries,
+    params.max_length,
+    params.gpus,
+    params.split_heads,
+    end=False,
+    precision=params.precision,
 )
 with measured() as cost:
     gradients, losses = query_gradients(point.model, point.blocks, point.examples, params.batch_tokens)

@@ -12,7 +12,9 @@ from forebear.score_files import write_self_influence
 from forebear.self_influence import self_influence
 
 params, files = snakemake.params, snakemake.input
-point = open_point(files.manifest, files.records, params.max_length, params.gpus, params.split_heads)
+point = open_point(
+    files.manifest, files.records, params.max_length, params.gpus, params.split_heads, precision=params.precision
+)
 curvature, _ = open_link(params.link, files.manifest, files.fitted, files.eigenbasis, files.eigenvalues, point.blocks)
 with measured() as cost:
     values = self_influence(point.model, point.blocks, point.examples, curvature, params.batch_tokens)

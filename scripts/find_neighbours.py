@@ -11,7 +11,7 @@ from pathlib import Path
 from forebear.checkpoints import device_for, load_encoder, load_tokenizer
 from forebear.datasets import full_text, read_records, write_records
 from forebear.manifests import read_manifest
-from forebear.neighbours import sentence_embeddings, with_neighbours
+from forebear.neighbours import mean_token_states, with_neighbours
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
@@ -19,7 +19,7 @@ read_manifest(files.encoder)
 directory = Path(files.encoder).parent
 model, tokenizer = load_encoder(directory).to(device_for(params.gpus)), load_tokenizer(directory)
 queries, pool = read_records(params.files[0]), read_records(params.files[1], params.limit)
-vectors = [sentence_embeddings(model, tokenizer, [full_text(r) for r in records]) for records in (queries, pool)]
+vectors = [mean_token_states(model, tokenizer, [full_text(r) for r in records]) for records in (queries, pool)]
 found = with_neighbours(queries, pool, *vectors, params.nearest)
 for file, records in zip((snakemake.output.queries, snakemake.output.candidates), found, strict=True):
     with atomic_path(file) as path:

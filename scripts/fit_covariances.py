@@ -12,7 +12,12 @@ from forebear.points import open_point
 
 params = snakemake.params
 point = open_point(
-    snakemake.input.manifest, snakemake.input.records, params.max_length, params.gpus, params.split_heads
+    snakemake.input.manifest,
+    snakemake.input.records,
+    params.max_length,
+    params.gpus,
+    params.split_heads,
+    precision=params.precision,
 )
 with measured() as cost:
     covariances = fit_covariances(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from forebear.bank import checked_folder, read_measurement, read_shards, write_bank, write_measurement
-from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.checkpoints import load_model, load_tokenizer
 from forebear.datasets import encode, file_digest, read_records
 from forebear.heads import classes_by_label
 from forebear.progress import progress
@@ -28,7 +28,7 @@ for key in progress(keys.values(), "measurements", "model"):
     path = Path(params.bank) / key / f"{query_digest}.h5"
     if not path.exists():
         folder = checked_folder(path.parent)
-        model, tokenizer = load_model(folder).to(device_for(params.gpus)), load_tokenizer(folder)
+        model, tokenizer = load_model(folder, params.gpus), load_tokenizer(folder)
         examples = encode(queries, tokenizer, params.max_length, end=False, classes=classes_by_label(model))
         losses = evaluate_losses(model, examples)
         write_measurement(path, losses.numpy())

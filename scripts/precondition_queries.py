@@ -1,12 +1,15 @@
 """Apply a chain's inverses, or SOURCE's functions, to the query gradients."""
 
+from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
 
 from itertools import zip_longest
 
 from forebear.chain import precondition_chain, unroll_chain
+from forebear.checkpoints import device_for
 from forebear.links import open_link, open_segment
 from forebear.manifests import point_digests
 from forebear.query_files import read_query_columns, write_query_columns
@@ -21,6 +24,6 @@ else:
     apply, links = precondition_chain, [open_link(*part, queries.blocks) for part in parts]
 
 with measured() as cost:
-    columns = apply(queries.columns, queries.blocks, links)
+    columns = apply(queries.columns, queries.blocks, links, device_for(params.gpus))
 attributes = {**queries.attributes, "columns": params.columns, **cost}
 write_query_columns(snakemake.output.columns, columns, queries.losses, queries.blocks, attributes)

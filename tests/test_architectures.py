@@ -218,3 +218,16 @@ def test_the_table_of_a_folder_needs_no_weights(tmp_path):
     refused = subprocess.run([*command[:-1], str(tmp_path / "none")], text=True, capture_output=True, check=False)
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
+
+
+def test_a_pass_in_bfloat16_leaves_float32(examples):
+    """Rounding is all that a half-precision pass adds; sums are in float32."""
+    model = build(FAMILIES["gpt_neox"]).float()
+    blocks = tracked_blocks(model)
+    batch = collate(examples, range(len(examples)))
+    exact, rounded = capture(model, blocks, batch), capture(model.bfloat16(), blocks, batch)
+    assert rounded.losses.dtype is torch.float32
+    for block in blocks:
+        expected, found = sequence_gradients(exact, block), sequence_gradients(rounded, block)
+        assert found.dtype is torch.float32
+        assert (found - expected).norm() < 0.1 * expected.norm()

@@ -110,6 +110,8 @@ EDITS = {
     "`training_seed`": 1,
     "`threads`": 2,
     "`gpus`": 1,
+    "`precision`": "bfloat16",
+    "`memory`": 2,
 }
 CORPUS_FILE = "`corpus.documents`, another file or an edit in it"
 

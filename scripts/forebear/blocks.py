@@ -62,6 +62,11 @@ def tracked_blocks(model: nn.Module, split_heads: bool = False) -> list[Block]:
     return blocks
 
 
+def device_of(model: nn.Module, module: str) -> torch.device:
+    """Where a tracked map lies; a model's layers may be spread over several devices."""
+    return model.get_submodule(module.replace("/", ".")).weight.device
+
+
 def _transformer_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     depth = model.config.num_hidden_layers
     for name, module in model.named_modules():

@@ -72,6 +72,11 @@ def sampled_labels(examples: Sequence[Example], seed: Sequence[int]) -> Labels:
     return draw
 
 
+def working_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Of everything computed from a pass: float32 at least, though the pass itself may be in bfloat16."""
+    return torch.promote_types(model.dtype, torch.float32)
+
+
 def capture(
     model: PreTrainedModel,
     blocks: Sequence[Block],
@@ -86,10 +91,10 @@ def capture(
     Args:
         objective: what is differentiated, and what `losses` holds.
     """
-    batch = batch.to(model.device)
+    batch, dtype = batch.to(model.device), working_dtype(model)
     bias = {block.module: block.bias for block in blocks}
     with recorded(model, list(bias)) as (inputs, outputs), torch.enable_grad():
-        logits = position_logits(model, batch.ids)
+        logits = position_logits(model, batch.ids).to(model.device, dtype)
         if unused := [module for module in bias if module not in outputs]:
             raise ForebearError(f"{', '.join(unused)}: not used by the model, so they cannot be tracked.")
         losses = objective(logits, labels(logits, batch))
@@ -97,9 +102,9 @@ def capture(
         gradients = torch.autograd.grad(losses.sum(), [outputs[module] for module in bias])
     activations, by_sequence = {}, {}
     for (module, has_bias), gradient in zip(bias.items(), gradients, strict=True):
-        a = _by_sequence(inputs[module], batch, module)
+        a = _by_sequence(inputs[module], batch, module).to(dtype)
         activations[module] = with_one(a) if has_bias else a
-        by_sequence[module] = _by_sequence(gradient, batch, module)
+        by_sequence[module] = _by_sequence(gradient, batch, module).to(dtype)
     return Captured(activations, by_sequence, losses.detach(), batch.positions)
 
 

@@ -11,6 +11,7 @@ order in which they meet ∇m is the order of the product read from the left.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from forebear.blocks import Block
@@ -40,7 +41,10 @@ def inverse_functions(curvature: Curvature, scale: float = 1.0) -> dict[str, Ten
 
 
 def precondition_chain(
-    gradients: Mapping[str, Tensor], blocks: Sequence[Block], links: Sequence[tuple[Curvature, float]]
+    gradients: Mapping[str, Tensor],
+    blocks: Sequence[Block],
+    links: Sequence[tuple[Curvature, float]],
+    device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
     """Apply [scale · H̃⁻¹] of every link to the query gradients, the first link first.
 
@@ -48,13 +52,14 @@ def precondition_chain(
         gradients: block → ∇m [Q, O, I].
         links: (curvature, scale); the scale is α_s for the stages after the documents'
             and 1 for the documents' own.
+        device: where the products are computed.
 
     Returns:
         block → [Q, O, I], in the parameter basis.
     """
     vectors = dict(gradients)
     for curvature, scale in links:
-        vectors = precondition(vectors, blocks, curvature.basis, inverse_functions(curvature, scale))
+        vectors = precondition(vectors, blocks, curvature.basis, inverse_functions(curvature, scale), device)
     return vectors
 
 
@@ -69,7 +74,10 @@ class Segment:
 
 
 def unroll_chain(
-    gradients: Mapping[str, Tensor], blocks: Sequence[Block], segments: Sequence[Segment]
+    gradients: Mapping[str, Tensor],
+    blocks: Sequence[Block],
+    segments: Sequence[Segment],
+    device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
     """Query gradients for SOURCE, with one segment a stage (Bae et al. 2024, arXiv 2405.12186, section 3).
 
@@ -81,6 +89,7 @@ def unroll_chain(
     Args:
         gradients: block → ∇m [Q, O, I].
         segments: from the last stage to the documents'.
+        device: where the products are computed.
 
     Returns:
         block → [Q, O, I], in the parameter basis.
@@ -89,7 +98,7 @@ def unroll_chain(
     for segment in segments:
         function = remaining if segment.later else unrolled_inverse
         functions = {block: function(values, segment.time) for block, values in segment.eigenvalues.items()}
-        vectors = precondition(vectors, blocks, segment.basis, functions)
+        vectors = precondition(vectors, blocks, segment.basis, functions, device)
     return vectors
 
 

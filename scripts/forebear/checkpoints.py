@@ -109,13 +109,23 @@ def check_context(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def load_model(directory: str | Path) -> PreTrainedModel:
-    """The language model or classifier in evaluation mode with frozen parameters, from safetensors."""
+def load_model(directory: str | Path, gpus: int = 0, precision: str = "float32") -> PreTrainedModel:
+    """The language model or classifier in evaluation mode with frozen parameters, from safetensors.
+
+    Args:
+        gpus: none, one, or several devices, over which the layers are then spread evenly.
+        precision: of the parameters, whatever they were saved in.
+    """
     options = {"trust_remote_code": False, "local_files_only": True}
     config = AutoConfig.from_pretrained(directory, **options)
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    return kind.from_pretrained(directory, use_safetensors=True, **options).eval().requires_grad_(False)
+    options["dtype"] = getattr(torch, precision)
+    device = device_for(gpus)
+    if gpus > 1:
+        options["device_map"] = "balanced"
+    model = kind.from_pretrained(directory, use_safetensors=True, **options)
+    return (model if gpus > 1 else model.to(device)).eval().requires_grad_(False)
 
 
 def load_encoder(directory: str | Path) -> PreTrainedModel:

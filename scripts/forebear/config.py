@@ -195,7 +195,11 @@ class Study(Section):
     threads: int = Field(2, ge=1)
     """Processor threads of the factor and score jobs."""
     gpus: int = Field(0, ge=0)
-    """GPUs of the training, factor and score jobs."""
+    """GPUs of the training, factor and score jobs; over several the layers are spread, with each block's factors."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the passes in factors and scores; what is computed from them is in float32."""
+    memory: float = Field(1.0, gt=0)
+    """Multiplies the memory that jobs on models ask for; a large model needs more than the defaults."""
 
     @field_validator("corpus", mode="before")
     @classmethod

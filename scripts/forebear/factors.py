@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from forebear.blocks import Block
-from forebear.capture import capture, sampled_labels
+from forebear.blocks import Block, device_of
+from forebear.capture import capture, sampled_labels, working_dtype
 from forebear.datasets import Example, batches, number_of_positions
 from forebear.kronecker import Covariances, Eigenbasis
 from forebear.memory import aligned, aligned_empty
@@ -31,7 +31,6 @@ def fit_covariances(
     label_samples: int = 1,
 ) -> Covariances:
     """Covariances over all positions of a data set, labels drawn from the model."""
-    accumulate = _accumulator(model)
     activation: dict[str, Tensor] = {}
     gradient: dict[str, Tensor] = {}
     for sample in range(label_samples):
@@ -41,13 +40,13 @@ def fit_covariances(
             counted = captured.positions.flatten().nonzero().squeeze(1)
             for module, a in captured.activations.items():
                 if sample == 0:  # activations do not depend on the labels
-                    accumulate(activation, module, _second_moment(a, counted))
+                    _accumulate(activation, module, _second_moment(a, counted))
             for block in blocks:
-                accumulate(gradient, block.name, _second_moment(captured.block(block)[1], counted))
+                _accumulate(gradient, block.name, _second_moment(captured.block(block)[1], counted))
     positions = number_of_positions(examples)
     return Covariances(
-        {module: total / positions for module, total in activation.items()},
-        {block: total / (positions * label_samples) for block, total in gradient.items()},
+        {module: (total / positions).cpu() for module, total in activation.items()},
+        {block: (total / (positions * label_samples)).cpu() for block, total in gradient.items()},
     )
 
 
@@ -61,10 +60,8 @@ def fit_eigenvalues(
     label_samples: int = 1,
 ) -> dict[str, Tensor]:
     """Λ of every block, [O, I]: second moments of per-sequence gradients in the eigenbasis."""
-    accumulate = _accumulator(model)
     eigenvalues: dict[str, Tensor] = {}
-    activation = {module: aligned(vectors.to(model.dtype)) for module, vectors in basis.activation.items()}
-    gradient = {block: aligned(vectors.to(model.dtype)) for block, vectors in basis.gradient.items()}
+    activation, gradient = beside_the_model(basis, model, blocks)
     blocks_of = {block.module: [b for b in blocks if b.module == block.module] for block in blocks}
     for sample in range(label_samples):
         labels = sampled_labels(examples, (seed, _EIGENVALUE_STREAM, sample))
@@ -74,14 +71,27 @@ def fit_eigenvalues(
                 a = rotated(a, activation[module])
                 for block in blocks_of[module]:
                     g = rotated(captured.block(block)[1], gradient[block.name])
-                    accumulate(eigenvalues, block.name, summed_squares(g, a))
-    return {block: total / (len(examples) * label_samples) for block, total in eigenvalues.items()}
+                    _accumulate(eigenvalues, block.name, summed_squares(g, a))
+    return {block: (total / (len(examples) * label_samples)).cpu() for block, total in eigenvalues.items()}
+
+
+def beside_the_model(
+    basis: Eigenbasis, model: nn.Module, blocks: Sequence[Block]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(module → Q_A, block → Q_S), aligned, each on the device of its block."""
+    dtype = working_dtype(model)
+
+    def placed(vectors: Tensor, block: Block) -> Tensor:
+        return aligned(vectors.to(device_of(model, block.module), dtype))
+
+    activation = {b.module: placed(basis.activation[b.module], b) for b in {b.module: b for b in blocks}.values()}
+    return activation, {block.name: placed(basis.gradient[block.name], block) for block in blocks}
 
 
 def _second_moment(vectors: Tensor, counted: Tensor) -> Tensor:
     """Σ v vᵀ over the counted ones of [B, T, D] vectors, [D, D]."""
     chosen = aligned_empty(vectors, len(counted), vectors.shape[-1])
-    torch.index_select(vectors.flatten(0, 1), 0, counted, out=chosen)
+    torch.index_select(vectors.flatten(0, 1), 0, counted.to(vectors.device), out=chosen)
     return chosen.T @ chosen
 
 
@@ -113,14 +123,8 @@ def summed_squares(g: Tensor, a: Tensor) -> Tensor:
     return total
 
 
-def _accumulator(model: nn.Module):
-    """Sums at least in float32, whatever the model's precision."""
-    precision = torch.promote_types(model.dtype, torch.float32)
-
-    def accumulate(totals: dict[str, Tensor], name: str, term: Tensor) -> None:
-        if name in totals:
-            totals[name] += term
-        else:
-            totals[name] = term.to(precision)
-
-    return accumulate
+def _accumulate(totals: dict[str, Tensor], name: str, term: Tensor) -> None:
+    if name in totals:
+        totals[name] += term
+    else:
+        totals[name] = term

@@ -44,8 +44,8 @@ class Eigenbasis:
     gradient_values: dict[str, Tensor]  # block → [O], ascending
 
 
-def compute_eigenbasis(covariances: Covariances) -> Eigenbasis:
-    """Eigendecompositions of the symmetrised covariances, in float64, stored in their own precision."""
+def compute_eigenbasis(covariances: Covariances, device: torch.device | str = "cpu") -> Eigenbasis:
+    """Eigendecompositions of the symmetrised covariances, in float64 on a device, stored in their own precision."""
 
     def decompose(matrices: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         vectors, values = {}, {}
@@ -54,8 +54,8 @@ def compute_eigenbasis(covariances: Covariances) -> Eigenbasis:
                 raise ForebearError(
                     f"{name}: the covariance has values that are not finite; look for NaN in the model."
                 )
-            w, v = torch.linalg.eigh(((matrix + matrix.T) / 2).double())
-            vectors[name], values[name] = v.to(matrix.dtype), w.clamp_min(0).to(matrix.dtype)
+            w, v = torch.linalg.eigh(((matrix + matrix.T) / 2).to(device, torch.float64))
+            vectors[name], values[name] = v.to(matrix), w.clamp_min(0).to(matrix)
         return vectors, values
 
     activation, activation_values = decompose(covariances.activation)
@@ -128,9 +128,13 @@ def apply_in_eigenbasis(vectors: Tensor, left: Tensor, right: Tensor, values: Te
 
 
 def precondition(
-    gradients: Mapping[str, Tensor], blocks: Sequence[Block], basis: Eigenbasis, functions: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor],
+    blocks: Sequence[Block],
+    basis: Eigenbasis,
+    functions: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """Apply f(H) to the gradients of every block.
+    """Apply f(H) to the gradients of every block, on a device that holds one block at a time.
 
     Args:
         gradients: block → [Q, O, I].
@@ -143,7 +147,11 @@ def precondition(
     for block in blocks:
         if block.name not in functions or block.name not in basis.gradient or block.module not in basis.activation:
             raise ForebearError(f"the block {block.name} has no curvature factors; fit them for the same blocks.")
-        result[block.name] = apply_in_eigenbasis(
-            gradients[block.name], basis.gradient[block.name], basis.activation[block.module], functions[block.name]
+        parts = (
+            gradients[block.name],
+            basis.gradient[block.name],
+            basis.activation[block.module],
+            functions[block.name],
         )
+        result[block.name] = apply_in_eigenbasis(*(part.to(device) for part in parts)).to(gradients[block.name].device)
     return result

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from forebear.blocks import Block, summary, tracked_blocks
-from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer
+from forebear.checkpoints import check_context, load_model, load_tokenizer
 from forebear.datasets import Example, encode, number_of_positions, read_records
 from forebear.heads import classes_by_label
 from forebear.manifests import point_digests
@@ -29,16 +29,23 @@ class Point:
 
 
 def open_point(
-    manifest: str, records: str, max_length: int, gpus: int, split_heads: bool = False, end: bool = True
+    manifest: str,
+    records: str,
+    max_length: int,
+    gpus: int,
+    split_heads: bool = False,
+    end: bool = True,
+    precision: str = "float32",
 ) -> Point:
     """Open the checkpoint beside `manifest` and encode a JSONL file with its tokenizer.
 
     Args:
         end: whether the end-of-sequence token is a target; not for queries.
+        precision: of the model's passes; what is computed from them is in float32.
     """
     directory = Path(manifest).parent
     digests = point_digests(manifest, records)
-    model = load_model(directory).to(device_for(gpus))
+    model = load_model(directory, gpus, precision)
     check_context(model, max_length)
     classes = classes_by_label(model)
     examples = encode(read_records(records), load_tokenizer(directory), max_length, end=end, classes=classes)

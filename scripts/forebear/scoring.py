@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forebear.blocks import Block
-from forebear.capture import Captured, capture
+from forebear.blocks import Block, device_of
+from forebear.capture import Captured, capture, working_dtype
 from forebear.datasets import Example, batch_indices, collate
 from forebear.progress import progress
 
@@ -58,8 +58,9 @@ def query_gradients(
     model: PreTrainedModel, blocks: Sequence[Block], examples: Sequence[Example], batch_tokens: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """∇m of every query, block → [Q, O, I], and its loss m [Q]."""
-    gradients = {block.name: torch.empty(len(examples), *block.shape, dtype=model.dtype) for block in blocks}
-    losses = torch.empty(len(examples), dtype=model.dtype)
+    dtype = working_dtype(model)
+    gradients = {block.name: torch.empty(len(examples), *block.shape, dtype=dtype) for block in blocks}
+    losses = torch.empty(len(examples), dtype=dtype)
     for indices in progress(batch_indices(examples, batch_tokens), "query gradients", "batch"):
         captured = capture(model, blocks, collate(examples, indices))
         losses[indices] = captured.losses.cpu()
@@ -90,17 +91,21 @@ def pairwise_scores(
         Seconds per estimator: the pass over the documents, which each would need alone,
         plus its own contraction.
     """
-    flat = {name: {b: v.flatten(1).T for b, v in tensors.items()} for name, tensors in columns.items()}
+    places = {block.name: device_of(model, block.module) for block in blocks}
+    flat = {
+        name: {b: v.flatten(1).T.to(places.get(b, v.device)) for b, v in tensors.items()}
+        for name, tensors in columns.items()
+    }
     wanted = [i for i in range(len(examples)) if skip is None or not skip[i]]
     remaining = [examples[i] for i in wanted]
-    places = np.array(wanted, dtype=np.int64)
+    documents = np.array(wanted, dtype=np.int64)
     seconds: dict[object, float] = {}
     pending = _Pending(write)
     for indices in progress(batch_indices(remaining, batch_tokens), "scores", "batch"):
-        scores, timed = _score_batch(model, blocks, collate(examples, places[indices].tolist()), flat, requests)
+        scores, timed = _score_batch(model, blocks, collate(examples, documents[indices].tolist()), flat, requests)
         for name, value in timed.items():
             seconds[name] = seconds.get(name, 0.0) + value
-        pending.add(places[indices], scores)
+        pending.add(documents[indices], scores)
     pending.flush()
     return {
         estimator: sum(seconds.get(part, 0.0) for part in ["pass", *((request.columns, b) for b in request.blocks)])
@@ -122,18 +127,20 @@ def _score_batch(model, blocks, batch, flat, requests) -> tuple[dict[str, Tensor
     clock.lap("pass")
     for block in blocks:
         readers = {estimator: request for estimator, request in requests.items() if block.name in request.blocks}
-        products = {request.columns: torch.zeros_like(scores[estimator]) for estimator, request in readers.items()}
+        device = captured.block(block)[1].device
+        products = {r.columns: torch.zeros_like(scores[e], device=device) for e, r in readers.items()}
         for part, gradients in gradient_slices(captured, block):
             for estimator in cosines.keys() & readers.keys():
-                squares[estimator] += gradients.square().sum(1)
+                squares[estimator] += gradients.square().sum(1).to(captured.losses.device)
             clock.lap("pass")
             for name, product in products.items():
                 product.addmm_(gradients, flat[name][block.name][part])
                 clock.lap((name, block.name))
         for estimator, request in readers.items():
-            scores[estimator] += products[request.columns]
+            scores[estimator] += products[request.columns].to(captured.losses.device)
     for estimator, request in cosines.items():
-        norms = sum(flat[request.columns][name].square().sum(0) for name in request.blocks).sqrt()
+        squared = [flat[request.columns][name].square().sum(0) for name in request.blocks]
+        norms = sum(part.to(captured.losses.device) for part in squared).sqrt()
         scores[estimator] /= (squares[estimator].sqrt()[:, None] * norms).clamp_min(torch.finfo(norms.dtype).tiny)
     return scores, clock.seconds
 

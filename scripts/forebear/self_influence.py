@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forebear.blocks import Block
-from forebear.capture import capture
+from forebear.capture import capture, working_dtype
 from forebear.chain import Curvature, inverse_functions
 from forebear.datasets import Example, batches
-from forebear.factors import gradients_in_chunks, rotated
-from forebear.memory import aligned
+from forebear.factors import beside_the_model, gradients_in_chunks, rotated
 from forebear.progress import progress
 
 
@@ -33,14 +32,13 @@ def self_influence(
         curvature: of the stage whose documents and model these are.
     """
     functions = inverse_functions(curvature)
-    activation = {module: aligned(vectors.to(model.dtype)) for module, vectors in curvature.basis.activation.items()}
-    gradient = {block: aligned(vectors.to(model.dtype)) for block, vectors in curvature.basis.gradient.items()}
-    result = torch.zeros(len(examples), dtype=model.dtype)
+    activation, gradient = beside_the_model(curvature.basis, model, blocks)
+    result = torch.zeros(len(examples), dtype=working_dtype(model))
     for batch in progress(batches(examples, batch_tokens), "self-influence", "batch"):
         captured = capture(model, blocks, batch)
         for block in blocks:
             a, g = captured.block(block)
             chunks = gradients_in_chunks(rotated(g, gradient[block.name]), rotated(a, activation[block.module]))
-            products = [chunk.square_().flatten(1) @ functions[block.name].flatten() for chunk in chunks]
+            products = [chunk.square_().flatten(1) @ functions[block.name].to(g.device).flatten() for chunk in chunks]
             result[batch.indices] += torch.cat(products).cpu()
     return result

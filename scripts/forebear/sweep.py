@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forebear.blocks import Block
-from forebear.capture import capture
+from forebear.blocks import Block, device_of
+from forebear.capture import capture, working_dtype
 from forebear.chain import Curvature, inverse_functions, precondition_chain
 from forebear.datasets import Example, batches
 from forebear.kronecker import Damping
@@ -40,15 +40,15 @@ def subset_gradients(
     model: PreTrainedModel, blocks: Sequence[Block], examples: Sequence[Example], subsets: np.ndarray, batch_tokens: int
 ) -> dict[str, Tensor]:
     """Σ_{z in S_j} ∇ℓ(z) of every subset: subsets [S, N] bool → block → [S, O, I]; one pass."""
-    masks = torch.from_numpy(subsets).to(model.device, model.dtype)
-    sums = {block.name: masks.new_zeros(len(masks), *block.shape) for block in blocks}
+    masks = torch.from_numpy(subsets).to(working_dtype(model))
+    sums = {b.name: masks.new_zeros(len(masks), *b.shape, device=device_of(model, b.module)) for b in blocks}
     for batch in progress(batches(examples, batch_tokens), "subset gradients", "batch"):
         captured = capture(model, blocks, batch)
         for block in blocks:
             total = sums[block.name].flatten(1)
             for part, gradients in gradient_slices(captured, block):
-                total[:, part].addmm_(masks[:, batch.indices], gradients)
-    return sums
+                total[:, part].addmm_(masks[:, batch.indices].to(total.device), gradients)
+    return {block: total.cpu() for block, total in sums.items()}
 
 
 def sweep(

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forebear.blocks import Block
-from forebear.capture import capture
+from forebear.blocks import Block, device_of
+from forebear.capture import capture, working_dtype
 from forebear.datasets import IGNORED, Example, batches
 from forebear.heads import position_logits
 from forebear.progress import progress
@@ -81,11 +81,9 @@ def projected_gradients(
     batch_tokens: int,
 ) -> Tensor:
     """φ of every sequence, [N, side²]: Σ over blocks of P_gᵀ [Σ_t g_t a_tᵀ] P_a, g and a those of f."""
-    signs = {
-        name: [sign.to(model.device, model.dtype) for sign in pair]
-        for name, pair in projections(blocks, side, seed).items()
-    }
-    features = torch.zeros(len(examples), side * side, dtype=model.dtype)
+    dtype, drawn = working_dtype(model), projections(blocks, side, seed)
+    signs = {b.name: [sign.to(device_of(model, b.module), dtype) for sign in drawn[b.name]] for b in blocks}
+    features = torch.zeros(len(examples), side * side, dtype=dtype)
     for batch in progress(batches(examples, batch_tokens), "projected gradients", "batch"):
         captured = capture(model, blocks, batch, objective=sequence_margins)
         for block in blocks:
@@ -98,7 +96,7 @@ def projected_gradients(
 @torch.no_grad()
 def error_probabilities(model: PreTrainedModel, examples: Sequence[Example], batch_tokens: int) -> Tensor:
     """q of every sequence, [N]: the mean of 1 − p over its targets."""
-    errors = torch.empty(len(examples), dtype=model.dtype)
+    errors = torch.empty(len(examples), dtype=working_dtype(model))
     for batch in batches(examples, batch_tokens):
         batch = batch.to(model.device)
         targets = batch.labels != IGNORED
