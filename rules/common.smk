@@ -323,3 +323,17 @@ def study_files(wildcards):
         names += [f"ground_truth/{name}.h5" for name in ("subsets", "bank")]
         names += ["spearman.png", "damping.png", "damping.csv"]
     return list(dict.fromkeys(files + [f"{folder}/{name}" for name in names]))
+
+
+def compared(study):
+    """The estimators that are compared with the converged reference."""
+    references = ("reference", "reference-check")
+    return [name for name in CONFIG.studies[study].computed if name not in references]
+
+
+def shown_study(wildcards):
+    """The study that results/figures/ shows; agreement needs one with a reference."""
+    if wildcards.figure != "spearman_cg" or "reference" in CONFIG.studies[CONFIG.study].estimators:
+        return CONFIG.study
+    names = [name for name, study in CONFIG.studies.items() if "reference" in study.estimators]
+    return names[0] if names else CONFIG.study

@@ -97,3 +97,36 @@ rule list_proponents:
         "{wildcards.study}: list the documents for and against every answer"
     script:
         "../scripts/list_proponents.py"
+
+
+rule compare_with_reference:
+    input:
+        scores=lambda w: [f for e in compared(w.study) for f in scores_files(w, e)],
+        reference=lambda w: scores_files(w, "reference"),
+        check=lambda w: scores_files(w, "reference-check"),
+        reference_columns=lambda w: columns_file(w.study, study_of(w).attributed[0], "reference"),
+        check_columns=lambda w: columns_file(w.study, study_of(w).attributed[0], "reference-check"),
+        overhead=lambda w: sorted(
+            {f for e in compared(w.study) for f in overhead_files(w.study, e)}
+        ),
+        records=lambda w: scored_records(w.study, study_of(w).attributed[0]),
+        queries="results/{study}/data/queries.jsonl",
+    output:
+        table="results/{study}/agreement.csv",
+        summary="results/{study}/agreement.json",
+    log:
+        "results/{study}/logs/compare_with_reference.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(10),
+    params:
+        estimators=lambda w: compared(w.study),
+        overhead=lambda w: {e: overhead_files(w.study, e) for e in compared(w.study)},
+        seed=from_study("seed"),
+        engine=engine("compare_with_reference"),
+    message:
+        "{wildcards.study}: compare the estimators with the converged reference"
+    script:
+        "../scripts/compare_with_reference.py"

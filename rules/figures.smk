@@ -54,21 +54,43 @@ rule plot_damping:
         "../scripts/plot_damping.py"
 
 
-# The figures of the study that the config names.
+rule plot_agreement:
+    input:
+        table="results/{study}/agreement.csv",
+        summary="results/{study}/agreement.json",
+    output:
+        figure="results/{study}/spearman_cg.png",
+    log:
+        "results/{study}/logs/plot_agreement.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(10),
+    params:
+        study="{study}",
+        engine=engine("plot_agreement"),
+    message:
+        "{wildcards.study}: plot agreement with the converged reference"
+    script:
+        "../scripts/plot_agreement.py"
+
+
+# The figures of the study that the config names, and of the one that has a reference.
 rule publish_figure:
     input:
-        figure=f"results/{CONFIG.study}/{{figure}}.png",
+        figure=lambda w: f"results/{shown_study(w)}/{w.figure}.png",
     output:
         figure="results/figures/{figure}.png",
     log:
         "results/figures/{figure}.log",
     wildcard_constraints:
-        figure="spearman|damping",
+        figure="spearman|damping|spearman_cg",
     localrule: True
     conda:
         "../envs/forebear.yaml"
     params:
-        study=CONFIG.study,
+        study=shown_study,
         figure="{figure}",
     message:
         "publish the figure {wildcards.figure} of {params.study}"

@@ -19,6 +19,7 @@ from forebear.solved_chain import Link, SolverOptions, dampings, solve_chain
 OPTIONS = SolverOptions(
     queries=3,
     sequences=None,
+    reference_tolerance=1e-10,
     tolerance=1e-10,
     iterations=5000,
     refinements=5000,
@@ -125,7 +126,7 @@ def test_unpack_inverts_pack(stages):
     assert all(torch.equal(again[name], gradient) for name, gradient in stages.gradients.items())
 
 
-@pytest.mark.parametrize("solver", ["cg", "pcg", "arnoldi"])
+@pytest.mark.parametrize("solver", ["cg", "pcg", "arnoldi", "reference", "check"])
 def test_two_stages_equal_dense_solves(stages, solver):
     solved, solutions = solve_chain(stages.gradients, stages.blocks, stages.links, solver, OPTIONS, seed=0)
     assert difference(pack(solved, stages.blocks), stages.expected()) < 1e-6

@@ -137,6 +137,8 @@ class Solvers(Section):
     """How many of the queries they run on, evenly spaced."""
     sequences: int | None = Field(None, ge=1)
     """How many sequences of each stage the matrix is over, drawn at random; all by default."""
+    reference_tolerance: float = Field(0.001, gt=0, lt=1)
+    """‖b − Hx‖ / ‖b‖ of the estimators `reference` and `reference-check`, which end in an error if they do not get there."""
     tolerance: float = Field(0.01, gt=0, lt=1)
     """CG stops when ‖b − Hx‖ is this part of ‖b‖; so does LiSSA, if it gets there."""
     iterations: int = Field(10, ge=0)

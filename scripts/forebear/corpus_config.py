@@ -74,6 +74,21 @@ class SpeechesCorpus(Section):
         return ("pretraining", "finetuning")
 
 
+class ProseCorpus(Section):
+    """Passages of State of the Union addresses, and continuations of others."""
+
+    embedded: Literal["prose"]
+    """Name of an embedded corpus."""
+    passages: int = Field(500, ge=1, le=5000)
+    """How many passages of State of the Union addresses are in the corpus, those of the plainest words."""
+    query_passages: int = Field(10, ge=1, le=500)
+    """How many further passages the queries continue."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("pretraining",)
+
+
 class Checkpoint(Section):
     """A model that has been trained already: on the Hugging Face hub, or in a folder."""
 
@@ -152,6 +167,6 @@ class TracingCorpus(StageFiles):
     """Random sentences about the same object."""
 
 
-EMBEDDED = {"facts": FactsCorpus, "midtraining": MidtrainingCorpus, "speeches": SpeechesCorpus}
+EMBEDDED = {"facts": FactsCorpus, "midtraining": MidtrainingCorpus, "speeches": SpeechesCorpus, "prose": ProseCorpus}
 
-Corpus = FactsCorpus | MidtrainingCorpus | SpeechesCorpus | FileCorpus | TracingCorpus
+Corpus = FactsCorpus | MidtrainingCorpus | SpeechesCorpus | ProseCorpus | FileCorpus | TracingCorpus

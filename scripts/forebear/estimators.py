@@ -9,7 +9,7 @@ all that share the parameters.
 from dataclasses import dataclass
 from typing import Literal
 
-Solver = Literal["cg", "lissa", "arnoldi", "pcg"]
+Solver = Literal["cg", "lissa", "arnoldi", "pcg", "reference", "check"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ COLUMNS = {
     "cg": Columns("chain", solver="cg"),
     "lissa": Columns("chain", solver="lissa"),
     "arnoldi": Columns("chain", solver="arnoldi"),
+    "reference": Columns("chain", solver="reference"),
+    "reference-check": Columns("chain", solver="check"),
 }
 
 
@@ -113,6 +115,12 @@ ESTIMATORS: dict[str, Estimator] = {
     "lissa": Estimator("multi-stage LiSSA", "the Neumann series of every stage's inverse, on samples", "lissa"),
     "arnoldi": Estimator(
         "multi-stage Arnoldi", "every stage's exact Gauss-Newton matrix in a Krylov space of low rank", "arnoldi"
+    ),
+    "reference": Estimator(
+        "converged CG", "preconditioned CG to the tolerance, which others are compared with", "reference"
+    ),
+    "reference-check": Estimator(
+        "converged CG, second run", "the same from a random start, without a preconditioner", "reference-check"
     ),
     "singlestage-ekfac": Estimator(
         "single-stage EK-FAC",

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from forebear.blocks import Block
-from forebear.store import SCORE_UNITS, Attributes, create, open_checked, read_tensors, write_tensors
+from forebear.store import (
+    SCORE_UNITS,
+    Attributes,
+    create,
+    open_checked,
+    read_attributes,
+    read_tensors,
+    write_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -46,3 +54,8 @@ def read_query_columns(path: str | Path, expected: Attributes | None = None) -> 
         blocks = [Block(**{**b, "rows": slice(*b["rows"]), "shape": tuple(b["shape"])}) for b in described]
         losses, places = torch.from_numpy(file["losses"][()]), file["places"][()]
         return QueryColumns(read_tensors(file, "columns"), losses, places, blocks, dict(file.attrs))
+
+
+def solves_of(path: str | Path) -> list[dict]:
+    """Of queries that a solver made: each stage's `sequences`, and every query's `iterations` and `residuals`."""
+    return json.loads(read_attributes(path, "query columns")["solves"])

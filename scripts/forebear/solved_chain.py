@@ -15,6 +15,7 @@ from torch import Tensor
 from forebear.blocks import Block
 from forebear.chain import Curvature, inverse_functions
 from forebear.datasets import Example
+from forebear.errors import ForebearError
 from forebear.estimators import Solver
 from forebear.gauss_newton import GaussNewton, pack, unpack
 from forebear.kronecker import precondition
@@ -29,6 +30,7 @@ from forebear.solvers import (
 )
 
 POWER_ITERATIONS = 10
+REFERENCE_ITERATIONS = 1000  # then it is given up
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class SolverOptions:
 
     queries: int
     sequences: int | None  # of each stage; None for all
+    reference_tolerance: float  # of the reference and its check, which have as many iterations as they take
     tolerance: float  # of CG: ‖b − H̃ x‖ / ‖b‖
     iterations: int  # of CG from zero, at most
     refinements: int  # CG iterations from EK-FAC's solution
@@ -140,6 +143,41 @@ def _pcg(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generat
     )
 
 
+def _reference(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+    """Preconditioned CG from zero until it has converged."""
+    blocks = link.gauss_newton.blocks
+    inverse = ekfac_inverse(link.curvature, blocks)
+    return _converged(link, b, options, inverse, None)
+
+
+def _check(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+    """Plain CG from a random start until it has converged: no step in common with the reference.
+
+    The start is a random vector of the length that has a residual of about ‖b‖.
+    """
+    blocks = link.gauss_newton.blocks
+    noise = torch.randn(b.shape, generator=generator, dtype=torch.float64).to(b)
+    product = damped(link.gauss_newton, dampings(link.curvature, blocks, b))(noise)
+    start = noise * (b.norm(dim=1) / product.norm(dim=1))[:, None]
+    return _converged(link, b, options, None, start)
+
+
+def _converged(
+    link: Link, b: Tensor, options: SolverOptions, inverse: Operator | None, start: Tensor | None
+) -> Solution:
+    operator = damped(link.gauss_newton, dampings(link.curvature, link.gauss_newton.blocks, b))
+    solution = conjugate_gradient(
+        operator, b, options.reference_tolerance, REFERENCE_ITERATIONS, inverse, start, f"reference, {link.name}"
+    )
+    worst = solution.residuals.max().item()
+    if worst > 2 * options.reference_tolerance:
+        raise ForebearError(
+            f"reference, {link.name}: the residual is {worst:.2g} after {solution.iterations.max()} iterations, not "
+            f"{options.reference_tolerance:g}; raise the damping or `reference_tolerance`."
+        )
+    return solution
+
+
 def _lissa(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
     """The scale is the largest eigenvalue of any sample; the steps are those after which the
     slowest direction's error is `tolerance`, or the cap."""
@@ -171,4 +209,6 @@ SOLVERS: dict[Solver, Callable[[Link, Tensor, SolverOptions, torch.Generator], S
     "pcg": _pcg,
     "lissa": _lissa,
     "arnoldi": _arnoldi,
+    "reference": _reference,
+    "check": _check,
 }

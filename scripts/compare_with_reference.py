@@ -1,0 +1,38 @@
+"""Correlation of every estimator with the reference, and of the reference with its second run."""
+
+from forebear.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+import json
+
+import pandas as pd
+
+from forebear.agreement import agreement
+from forebear.datasets import file_digest
+from forebear.query_files import solves_of
+from forebear.score_files import read_cost, read_scores
+from forebear.writing import atomic_path
+
+params, files = snakemake.params, snakemake.input
+digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}
+reference, _ = read_scores(files.reference[0], digests)
+check, _ = read_scores(files.check[0], digests)
+
+rows = []
+for name, file in zip(params.estimators, files.scores, strict=True):
+    scores, cost = read_scores(file, digests)
+    overhead = sum(read_cost(source)["seconds"] for source in params.overhead[name])
+    seconds = cost["seconds"] + cost.get("overhead_seconds", 0.0) + overhead
+    rows.append({"estimator": name, **agreement(scores, reference, params.seed), "seconds": seconds})
+summary = {
+    "documents": len(reference),
+    "queries": reference.shape[1],
+    "agreement_of_two_runs": agreement(check, reference, params.seed),
+    "reference": solves_of(files.reference_columns),
+    "check": solves_of(files.check_columns),
+}
+with atomic_path(snakemake.output.table) as path:
+    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+with atomic_path(snakemake.output.summary) as path:
+    path.write_text(json.dumps(summary, indent=2) + "\n")

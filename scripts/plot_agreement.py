@@ -1,0 +1,20 @@
+"""The figure: agreement of each estimator with the converged reference, against time."""
+
+from forebear.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from forebear.agreement_plot import plot_agreement
+from forebear.plots import save_figure
+from forebear.writing import atomic_path
+
+summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
+check = summary["agreement_of_two_runs"]["spearman"]
+title = f"{snakemake.params.study}: {summary['queries']} queries × {summary['documents']} documents"
+with atomic_path(snakemake.output.figure) as path:
+    save_figure(plot_agreement(pd.read_csv(snakemake.input.table), check, title), path)
