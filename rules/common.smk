@@ -329,11 +329,3 @@ def compared(study):
     """The estimators that are compared with the converged reference."""
     references = ("reference", "reference-check")
     return [name for name in CONFIG.studies[study].computed if name not in references]
-
-
-def shown_study(wildcards):
-    """The study that results/figures/ shows; agreement needs one with a reference."""
-    if wildcards.figure != "spearman_cg" or "reference" in CONFIG.studies[CONFIG.study].estimators:
-        return CONFIG.study
-    names = [name for name, study in CONFIG.studies.items() if "reference" in study.estimators]
-    return names[0] if names else CONFIG.study

@@ -76,10 +76,10 @@ rule plot_agreement:
         "../scripts/plot_agreement.py"
 
 
-# The figures of the study that the config names, and of the one that has a reference.
+# The figures of the study that the config names.
 rule publish_figure:
     input:
-        figure=lambda w: f"results/{shown_study(w)}/{w.figure}.png",
+        figure=f"results/{CONFIG.study}/{{figure}}.png",
     output:
         figure="results/figures/{figure}.png",
     log:
@@ -90,7 +90,7 @@ rule publish_figure:
     conda:
         "../envs/forebear.yaml"
     params:
-        study=shown_study,
+        study=CONFIG.study,
         figure="{figure}",
     message:
         "publish the figure {wildcards.figure} of {params.study}"
