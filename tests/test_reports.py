@@ -103,8 +103,9 @@ def test_long_documents_are_cut():
 
 
 def test_queries_may_be_texts():
-    queries = [{"id": "q0", "text": "All of it ."}, QUERIES[1]]
+    queries = [{"id": "q0", "text": "All of it ."}, {"id": "q1", "text": "Said in 1863 .", "label": "early"}]
     assert "- Right answer: All of it ." in page(queries=queries)
+    assert "- Question: Said in 1863 .\n- Right answer: early" in page(queries=queries)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

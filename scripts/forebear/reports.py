@@ -145,7 +145,9 @@ def _section(number: int, query: dict, answer: dict, documents: list[dict], colu
 
 
 def _question_and_reference(query: dict) -> tuple[str, str]:
-    """A query without a prompt is measured on its whole text."""
+    """A classifier's query is measured on its label, one without a prompt on its whole text."""
+    if "label" in query:
+        return query["text"], query["label"]
     return (query["prompt"], query["completion"]) if "text" not in query else ("", query["text"])
 
 
