@@ -211,3 +211,12 @@ def test_the_legend_says_why_an_estimator_is_undefined():
     figure = plot_spearman(table, CEILING, "title")
     assert "single-stage EK-FAC: undefined: the head was replaced" in legend_texts(figure)
     assert "singlestage-ekfac/filled" not in marks(figure)
+
+
+def test_the_figure_grows_with_its_legend():
+    rows = [(name, 0.4 - 0.01 * k, 1.0 + k, 0.1) for k, name in enumerate(ESTIMATORS)]
+    figure = plot_spearman(make_evaluation(rows), CEILING, "title")
+    axes = figure.axes[0]
+    assert axes.get_legend().get_window_extent().y0 >= 0
+    assert axes.bbox.height > 0.7 * figure.bbox.height
+    assert axes.bbox.width > 0.5 * figure.bbox.width

@@ -50,7 +50,11 @@ _FAMILY_COLOURS = {
     "gradient, no curvature": (_PURPLE, tuple(0.55 * c for c in _PURPLE)),
     NO_GRADIENTS: (to_rgb("0.35"), to_rgb("0.6"), to_rgb("0.0")),
 }
-_STARS = [(points, 1, 0) for points in (4, 6, 3, 8)] + [(points, 1, 180) for points in (5, 3, 7)] + [(4, 1, 45)]
+_STARS = (
+    [(points, 1, 0) for points in (4, 6, 3, 8)]
+    + [(points, 1, 180) for points in (5, 3, 7)]
+    + [(4, 1, 45), (10, 1, 0), (5, 1, 90)]
+)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "X", "p", "*", "h", "d", "8", "H", *_STARS)
 _MARK_SIZE = 8.5  # points, of a circle
 _RELATIVE_SIZE = dict.fromkeys(_STARS, 1.6) | {
@@ -63,6 +67,7 @@ _RELATIVE_SIZE = dict.fromkeys(_STARS, 1.6) | {
     "d": 1.2,
     "h": 1.1,
 }  # to look alike
+_LEGEND_LINES = 7  # of the legend beside families and estimators
 _NUDGE = 4.0  # points between estimators that are parted
 _COINCIDING = 2.0  # points: the width of an interval's bar
 
@@ -99,7 +104,7 @@ def plot_spearman(evaluation: pd.DataFrame, ceiling: tuple[float, float, float],
         title: of the figure.
 
     Returns:
-        A figure of 9 × 5.5 inches. Marks carry a gid, `{estimator}/filled` at overhead + scoring seconds
+        A figure of 10 inches by as many as its legend needs. Marks carry a gid, `{estimator}/filled` at overhead + scoring seconds
         and `{estimator}/hollow` at scoring seconds alone (left out where there is no overhead).
 
     Raises:
@@ -108,7 +113,7 @@ def plot_spearman(evaluation: pd.DataFrame, ceiling: tuple[float, float, float],
     _check(evaluation)
     defined = evaluation[evaluation["lds"].notna()].sort_values("lds", kind="stable")  # the best on top
     with style():
-        figure = Figure(figsize=(9, 5.5), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(10, _height(evaluation)), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
@@ -318,6 +323,12 @@ def _boxes(axes: Axes, defined: pd.DataFrame) -> list[Bbox]:
             corners = axes.transData.transform([(x0, y0), (x1, y1)])
             boxes.append(Bbox(corners + np.array([[-radius], [radius]])))
     return boxes
+
+
+def _height(evaluation: pd.DataFrame) -> float:
+    """Inches: at least 5.5, and room for every line of the legend."""
+    families = len(_by_family(evaluation))
+    return max(5.5, 0.6 + 0.2 * (len(evaluation) + families + _LEGEND_LINES))
 
 
 def _draw_legend(axes: Axes, evaluation: pd.DataFrame, ceiling: tuple[float, float, float]) -> None:
