@@ -220,3 +220,13 @@ def test_the_figure_grows_with_its_legend():
     assert axes.get_legend().get_window_extent().y0 >= 0
     assert axes.bbox.height > 0.7 * figure.bbox.height
     assert axes.bbox.width > 0.5 * figure.bbox.width
+
+
+def test_an_estimator_that_ran_on_some_of_the_queries_says_so():
+    evaluation = make_evaluation([("multistage-ekfac", 0.45, 12.0, 2.0), ("cg", 0.4, 90.0, 2.0)])
+    evaluation.loc[evaluation["estimator"] == "cg", ["queries", "pairs"]] = [16, 1440 * 16]
+    figure = plot_spearman(evaluation, CEILING, "title")
+    texts = legend_texts(figure)
+    assert "+0.40  multi-stage CG (16 queries)" in texts
+    assert "+0.45  multi-stage EK-FAC" in texts
+    assert "N×Q = 230,400" in figure.axes[0].get_xlabel()
