@@ -20,6 +20,10 @@ include: "rules/figures.smk"
 include: "rules/report.smk"
 
 
+onstart:
+    require_writable("results")
+
+
 rule all:
     default_target: True
     input:

@@ -329,3 +329,9 @@ def compared(study):
     """The estimators that are compared with the converged reference."""
     references = ("reference", "reference-check")
     return [name for name in CONFIG.studies[study].computed if name not in references]
+
+
+def require_writable(folder):
+    """Refuse to start where nothing can be written: Snakemake itself would end in a traceback."""
+    if os.path.isdir(folder) and not os.access(folder, os.W_OK):
+        raise WorkflowError(f"{folder}: cannot be written to; make it writable, or run in another folder.")

@@ -19,7 +19,7 @@ point = open_point(
     params.split_heads,
     precision=params.precision,
 )
-basis = read_eigenbasis(snakemake.input.eigenbasis, point.digests)
+basis = read_eigenbasis(snakemake.input.eigenbasis, {**point.digests, "seed": params.seed})
 with measured() as cost:
     eigenvalues = fit_eigenvalues(
         point.model, point.blocks, point.examples, basis, params.seed, params.batch_tokens, params.label_samples
