@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from workflows import ROOT, copy_workflow, snakemake
+from copies import ROOT, copy_workflow, snakemake
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,8 @@ def run(name: str, folder: Path) -> tuple[pd.DataFrame, str]:
         stage["training"]["epochs"] = 1
     study |= {"corpus": CORPORA[name], "model": MODEL, "estimators": ESTIMATORS}
     study["ground_truth"] = {"subsets": 3, "repeats": 3, "shards": 1}
-    results = copy_workflow(folder, config) / "results" / name
+    results = copy_workflow(folder) / "results" / name
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     finished = snakemake(folder, *(f"results/{name}/{file}" for file in ("spearman.png", "proponents.md")))
     assert finished.returncode == 0, finished.stdout
     assert (results / "spearman.png").stat().st_size > 10_000
