@@ -33,8 +33,7 @@ def run(name: str, folder: Path) -> tuple[pd.DataFrame, str]:
         stage["training"]["epochs"] = 1
     study |= {"corpus": CORPORA[name], "model": MODEL, "estimators": ESTIMATORS}
     study["ground_truth"] = {"subsets": 3, "repeats": 3, "shards": 1}
-    results = copy_workflow(folder) / "results" / name
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    results = copy_workflow(folder, config) / "results" / name
     finished = snakemake(folder, *(f"results/{name}/{file}" for file in ("spearman.png", "proponents.md")))
     assert finished.returncode == 0, finished.stdout
     assert (results / "spearman.png").stat().st_size > 10_000
