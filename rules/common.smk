@@ -334,4 +334,6 @@ def compared(study):
 def require_writable(folder):
     """Refuse to start where nothing can be written: Snakemake itself would end in a traceback."""
     if os.path.isdir(folder) and not os.access(folder, os.W_OK):
-        raise WorkflowError(f"{folder}: cannot be written to; make it writable, or run in another folder.")
+        raise WorkflowError(
+            f"{folder}: cannot be written to; make it writable, or run in another folder."
+        )
