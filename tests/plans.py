@@ -24,11 +24,10 @@ class Planner:
         return self._pool.submit(_run, str(folder), arguments).result()
 
     def rules(self, folder: Path, *arguments: str) -> set[str]:
-        """The rules that would run; those written in a loop under the name of their script."""
+        """The rules that would run."""
         output = self.run(folder, "--dry-run", *arguments)
         assert re.search("^Job stats:|^Nothing to be done", output, re.M), output
-        names = set(re.findall(r"^(\w+) +\d+$", output, re.M)) - {"all", "total"}
-        return {re.sub(r"^(compute_pairwise_scores)_.*", r"\1", name) for name in names}
+        return set(re.findall(r"^(\w+) +\d+$", output, re.M)) - {"all", "total"}
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -69,6 +69,7 @@ def test_a_digest_sees_code_behind_imports_and_data_but_no_comments(tmp_path, mo
         return engine_digest(script)
 
     first = digest()
+    assert engine_digest(script) == first  # asked for again in the same process
     (engine / "other.py").write_text("y = 2\n")
     (engine / "far.py").write_text('"""Other words."""\n# a comment\nx = 1\n')
     assert digest() == first
@@ -81,7 +82,9 @@ def test_a_digest_sees_code_behind_imports_and_data_but_no_comments(tmp_path, mo
         (engine / "data").mkdir(exist_ok=True)
         (engine / "data/facts.csv").write_text(content)
         digests.append(digest())
-    assert len({second, *digests}) == 4
+    script.write_text("from forebear.near import x\nx += 1\n")
+    digests.append(digest())
+    assert len({second, *digests}) == 5
 
 
 def test_queries_ask_about_countries_that_fine_tuning_never_mentions():
