@@ -9,7 +9,7 @@ import yaml
 
 from forebear.digests import engine_digest
 from forebear.estimators import ESTIMATORS
-from forebear.facts import build_facts
+from forebear.facts import build_facts, build_written_facts
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,3 +97,16 @@ def test_queries_ask_about_countries_that_fine_tuning_never_mentions():
         assert len(query["relevant"]) >= 3
         for name in query["relevant"]:
             assert query["country"] in by_id[name]["text"]
+
+
+def test_written_facts_are_the_same_records_without_spaces_before_punctuation():
+    spaced, written = build_facts(20, 5), build_written_facts(20, 5)
+    for name, records in spaced.items():
+        for before, after in zip(records, written[name], strict=True):
+            texts = [key for key in ("text", "prompt", "completion") if key in before]
+            assert {k: v for k, v in before.items() if k not in texts} == {
+                k: v for k, v in after.items() if k not in texts
+            }
+            assert all(before[key].replace(" ", "") == after[key].replace(" ", "") for key in texts)
+            assert not any(mark in after[key] for key in texts for mark in (" .", " :", " ?", " ,", "  "))
+            assert after.get("completion", " ").startswith(" ")

