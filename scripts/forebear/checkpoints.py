@@ -28,14 +28,18 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 
 def save_checkpoint(directory: str | Path, model: PreTrainedModel, tokenizer, **facts) -> None:
     """Save model and tokenizer as FILES, and then the manifest."""
-    directory = Path(directory)
+    save_files(directory, model, tokenizer)
+    write_manifest(Path(directory), {**facts, "versions": versions()})
+
+
+def save_files(directory: str | Path, model: PreTrainedModel, tokenizer) -> None:
+    """Save model and tokenizer as FILES."""
     with atomic_files(directory) as folder:
         model.save_pretrained(folder, max_shard_size=sys.maxsize)
         tokenizer.save_pretrained(folder)
         for file in folder.iterdir():
             if file.name not in FILES:  # others only repeat what these say
                 file.unlink()
-    write_manifest(directory, {**facts, "versions": versions()})
 
 
 def link_checkpoint(folder: Path, directory: Path) -> None:
