@@ -10,12 +10,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from conftest import VOCABULARY, random_examples, unpadded_loss
+from conftest import VOCABULARY, fine_tuned, random_examples, unpadded_loss
 from forebear.blocks import block_table, factor_elements, summary, tracked_blocks
-from forebear.capture import capture
-from forebear.datasets import IGNORED, Batch, collate
+from forebear.capture import capture, sampled_labels
+from forebear.datasets import IGNORED, Batch, collate, number_of_positions
 from forebear.errors import ForebearError
+from forebear.factors import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
+from forebear.kronecker import compute_eigenbasis
 from forebear.scoring import sequence_gradients
+from test_chain import Chain, dense_scores, relative_difference
 
 SMALL = {
     "hidden_size": 8,
@@ -77,11 +80,11 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-def true_gradients(model, modules, example) -> dict[str, torch.Tensor]:
-    """module → [O, I], differentiated with respect to the stored parameters."""
+def true_gradients(model, modules, example, tokens=None) -> dict[str, torch.Tensor]:
+    """module → [O, I], differentiated with respect to the stored parameters; `tokens` as for `unpadded_loss`."""
     maps = {module: model.get_submodule(module.replace("/", ".")) for module in modules}
     parameters = {(m, name): p for m, linear in maps.items() for name, p in linear.named_parameters()}
-    gradients = torch.autograd.grad(unpadded_loss(model, example), list(parameters.values()))
+    gradients = torch.autograd.grad(unpadded_loss(model, example, tokens), list(parameters.values()))
     named = dict(zip(parameters, gradients, strict=True))
     result = {}
     for module, linear in maps.items():
@@ -101,6 +104,70 @@ def test_gradients_equal_those_of_the_stored_parameters(model, examples, split_h
         assert rows.shape[1:] == block.shape
         assert rows.abs().max() > 1e-3
         assert_close(sequence_gradients(captured, block), rows)
+
+
+def drawn_tokens(model, examples, seed) -> list[torch.Tensor]:
+    """For every sequence [T]: its tokens, with those that a fit draws in place of the targets."""
+    tokens = []
+    for index, example in enumerate(examples):
+        labels = sampled_labels(examples, seed)(model(example.ids[None]).logits, collate(examples, [index]))[0]
+        drawn = example.ids.clone()
+        drawn[1:][labels[:-1] != IGNORED] = labels[:-1][labels[:-1] != IGNORED]
+        tokens.append(drawn)
+    return tokens
+
+
+@pytest.mark.parametrize("split_heads", [False, True])
+def test_factors_equal_those_of_the_stored_parameters(model, examples, split_heads):
+    """A and S of one position at a time, Λ from gradients of the stored parameters; no batch, no padding."""
+    blocks = tracked_blocks(model, split_heads)
+    modules = {block.module: block for block in blocks}
+    covariances = fit_covariances(model, blocks, examples, seed=4, batch_tokens=20)
+    activation = {module: torch.zeros(block.shape[1], block.shape[1]).double() for module, block in modules.items()}
+    gradient = {block.name: torch.zeros(block.shape[0], block.shape[0]).double() for block in blocks}
+    for example, tokens in zip(examples, drawn_tokens(model, examples, (4, _COVARIANCE_STREAM, 0)), strict=True):
+        seen = {}
+        handles = [
+            model.get_submodule(m.replace("/", ".")).register_forward_hook(
+                lambda _, args, output, m=m, seen=seen: seen.update({m: (args[0].flatten(0, -2), output)})
+            )
+            for m in modules
+        ]
+        loss = unpadded_loss(model, example, tokens)
+        for handle in handles:
+            handle.remove()
+        back = torch.autograd.grad(loss, [output for _, output in seen.values()])
+        back = {module: g.flatten(0, -2) for module, g in zip(seen, back, strict=True)}
+        for t in range(len(example.ids) - 1):
+            for module, block in modules.items():
+                a = seen[module][0][t].detach()
+                a = torch.cat([a, a.new_ones(1)]) if block.bias else a
+                activation[module] += torch.outer(a, a) / number_of_positions(examples)
+            for block in blocks:
+                g = back[block.module][t, block.rows]
+                gradient[block.name] += torch.outer(g, g) / number_of_positions(examples)
+    for module, expected in activation.items():
+        assert_close(covariances.activation[module], expected)
+    for block, expected in gradient.items():
+        assert_close(covariances.gradient[block], expected)
+
+    basis = compute_eigenbasis(covariances)
+    eigenvalues = fit_eigenvalues(model, blocks, examples, basis, seed=4, batch_tokens=20)
+    drawn = drawn_tokens(model, examples, (4, _EIGENVALUE_STREAM, 0))
+    true = [true_gradients(model, modules, e, tokens) for e, tokens in zip(examples, drawn, strict=True)]
+    for block in blocks:
+        left, right = basis.gradient[block.name], basis.activation[block.module]
+        rotated = [left.T @ gradients[block.module][block.rows] @ right for gradients in true]
+        assert_close(eigenvalues[block.name], torch.stack(rotated).square().mean(0))
+
+
+@pytest.mark.parametrize("split_heads", [False, True])
+def test_two_stage_scores_equal_dense_kronecker_matrices(model, examples, split_heads):
+    stages = [random_examples(8, lengths=[7, 4, 6, 5]), random_examples(9, lengths=[6, 5, 7], prompts=[3, 2, 4])]
+    chain = Chain([model, fine_tuned(model, seed=1)], stages, examples, split_heads)
+    expected = dense_scores(chain, 0, 1)
+    assert relative_difference(chain.scores(chain.links(0, 1)), expected) < 1e-10
+    assert relative_difference(chain.scores(chain.links(0, 1)[::-1]), expected) > 1e-3
 
 
 def test_all_maps_of_the_layers_are_tracked_and_nothing_else(family, model):
