@@ -1,4 +1,4 @@
-"""benchmark_ekfac.py's job in kronfluence's terms."""
+"""The benchmarks' jobs in kronfluence's terms."""
 
 import copy
 import tempfile
@@ -56,6 +56,7 @@ def measure(
     documents: Sequence[Example],
     queries: Sequence[Example],
     seconds_of: Callable[[Callable], float],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> tuple[dict[str, float], dict[str, int], np.ndarray]:
     """Seconds of every stage, the batch size that was the fastest for it, and the scores [N, Q].
 
@@ -68,10 +69,12 @@ def measure(
     wanted = {"score_args": ScoreArguments(damping_factor=None), "overwrite_output_dir": True}
     seconds, best = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        analyzer = Analyzer("benchmark", prepared, task, cpu=True, disable_tqdm=True, output_dir=folder)
+        analyzer = Analyzer(
+            "benchmark", prepared, task, cpu=model.device.type == "cpu", disable_tqdm=True, output_dir=folder
+        )
 
         def fastest(stage: str, run: Callable[[int], None]) -> None:
-            trials = {size: seconds_of(partial(run, size)) for size in BATCH_SIZES}
+            trials = {size: seconds_of(partial(run, size)) for size in batch_sizes}
             best[stage] = min(trials, key=trials.get)
             seconds[stage] = trials[best[stage]]
 
