@@ -16,7 +16,7 @@ from forebear.kronecker import Covariances, Eigenbasis
 from forebear.memory import aligned, aligned_empty
 from forebear.progress import progress
 
-CHUNK_ELEMENTS = 1 << 18  # of gradients formed at once: 1 MiB in float32
+CHUNK_ELEMENTS = 1 << 20  # of gradients formed at once: 4 MiB in float32
 
 # Streams of random labels: Λ is fitted on other labels than the eigenbasis.
 _COVARIANCE_STREAM, _EIGENVALUE_STREAM = 0, 1
@@ -89,10 +89,20 @@ def beside_the_model(
 
 
 def _second_moment(vectors: Tensor, counted: Tensor) -> Tensor:
-    """Σ v vᵀ over the counted ones of [B, T, D] vectors, [D, D]."""
+    """Σ v vᵀ over the counted ones of [B, T, D] vectors, [D, D].
+
+    A product for each of four strips of rows, from the diagonal on. What lies below is the same
+    again and is copied, which saves three eighths of the work.
+    """
     chosen = aligned_empty(vectors, len(counted), vectors.shape[-1])
     torch.index_select(vectors.flatten(0, 1), 0, counted.to(vectors.device), out=chosen)
-    return chosen.T @ chosen
+    width = chosen.shape[1]
+    moment = chosen.new_empty(width, width)
+    for first in range(0, width, strip := -(-width // 4)):
+        last = first + strip
+        torch.mm(chosen[:, first:last].T, chosen[:, first:], out=moment[first:last, first:])
+        moment[last:, first:last] = moment[first:last, last:].T
+    return moment
 
 
 def rotated(vectors: Tensor, basis: Tensor) -> Tensor:
@@ -118,8 +128,7 @@ def summed_squares(g: Tensor, a: Tensor) -> Tensor:
     """Σ_b (Σ_t g[b, t] a[b, t]ᵀ)² elementwise, [O, I], for g [B, T, O] and a [B, T, I]."""
     total = g.new_zeros(g.shape[2], a.shape[2])
     for gradients in gradients_in_chunks(g, a):
-        for gradient in gradients:
-            total.addcmul_(gradient, gradient)
+        total += gradients.square_().sum(0)
     return total
 
 
