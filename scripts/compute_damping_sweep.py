@@ -23,5 +23,5 @@ parts = zip(params.links, files.manifests, files.records, files.eigenbasis, file
 grid = Grid(**params.grid)
 with measured() as cost:
     sums = subset_gradients(point.model, point.blocks, point.examples, masks, params.batch_tokens)
-    predictions = sweep(queries.columns, sums, point.blocks, own, later, grid)
+    predictions = sweep(queries.of(point.blocks), sums, point.blocks, own, later, grid)
 write_sweep(snakemake.output.predictions, predictions.numpy(), params.grid, {"study": params.study, **cost})

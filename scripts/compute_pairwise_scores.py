@@ -8,9 +8,10 @@ lease_devices(snakemake.params.gpus)
 
 import numpy as np
 
-from forebear.datasets import file_digest, read_records
+from forebear.datasets import read_records
 from forebear.estimators import ESTIMATORS
 from forebear.manifests import point_digests
+from forebear.plan import budget_of, plan_scores
 from forebear.points import open_point
 from forebear.query_files import read_query_columns
 from forebear.resumable import ResumableMatrix
@@ -37,7 +38,7 @@ requests = {
 shape = (len(point.examples), len(read_records(files.queries)))
 attributes = {"study": params.study, **SCORE_UNITS, **point.digests, "query_data_digest": query_digests["data_digest"]}
 # An interrupted pass is continued, and finished scores stay, only with the very same queries and code.
-digests = {name: file_digest(file) for name, file in zip(params.columns, files.columns, strict=True)}
+digests = {name: columns.attributes["content"] for name, columns in queries.items()}
 matrices = {
     name: ResumableMatrix(
         path,
@@ -53,6 +54,11 @@ matrices = {
     for name, path in zip(params.estimators, snakemake.output.scores, strict=True)
 }
 wanted = {name: request for name, request in requests.items() if not matrices[name].finished}
+budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+counts = {name: len(columns.losses) for name, columns in queries.items()}
+reads = [(request.columns, request.blocks) for request in wanted.values()]
+plan = plan_scores(point.shape, budget, params.batch_tokens, counts, reads)
+print(plan)
 done = np.logical_and.reduce([matrix.written for matrix in matrices.values()])
 with measured() as cost:
     seconds = pairwise_scores(
@@ -61,11 +67,12 @@ with measured() as cost:
         point.examples,
         {name: queries[name].columns for name in params.columns},
         wanted,
-        params.batch_tokens,
+        plan.batch_tokens,
         write=lambda estimator, rows, scores: matrices[estimator].write(
             rows, scores, queries[requests[estimator].columns].places
         ),
         skip=done,
+        partitions=plan.partitions,
     )
 for name, matrix in matrices.items():
     matrix.finish({"seconds": seconds.get(name, 0.0), "peak_bytes": cost["peak_bytes"]})

@@ -6,9 +6,12 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
+import torch
+
+from forebear.plan import budget_of, plan_query_gradients
 from forebear.points import open_point
-from forebear.query_files import write_query_columns
-from forebear.scoring import query_gradients
+from forebear.query_files import create_query_columns
+from forebear.scoring import stream_query_gradients
 
 params = snakemake.params
 point = open_point(
@@ -20,8 +23,12 @@ point = open_point(
     end=False,
     precision=params.precision,
 )
-with measured() as cost:
-    gradients, losses = query_gradients(point.model, point.blocks, point.examples, params.batch_tokens)
-write_query_columns(
-    snakemake.output.gradients, gradients, losses, point.blocks, {"study": params.study, **point.digests, **cost}
-)
+budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+plan = plan_query_gradients(point.shape, budget, params.batch_tokens)
+print(plan)
+losses = torch.empty(len(point.examples))
+attributes = {"study": params.study, **point.digests}
+with create_query_columns(snakemake.output.gradients, losses, point.blocks, attributes) as file:
+    with measured() as cost:
+        losses[:] = stream_query_gradients(point.model, point.blocks, point.examples, plan.batch_tokens, file.write)
+    file.note(cost)

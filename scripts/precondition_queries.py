@@ -12,7 +12,8 @@ from forebear.chain import precondition_chain, unroll_chain
 from forebear.checkpoints import device_for
 from forebear.links import open_link, open_segment
 from forebear.manifests import point_digests
-from forebear.query_files import read_query_columns, write_query_columns
+from forebear.plan import budget_of, split_preconditioning
+from forebear.query_files import create_query_columns, read_query_columns
 
 params, files = snakemake.params, snakemake.input
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
@@ -21,9 +22,14 @@ parts = zip_longest(params.links, files.manifests, files.records, files.eigenbas
 if params.unrolled:
     apply, links = unroll_chain, [open_segment(*part, params.unrolled == "adam") for part in parts]
 else:
-    apply, links = precondition_chain, [open_link(*part, queries.blocks) for part in parts]
+    apply, links = precondition_chain, [open_link(*part, queries.blocks, stored=True) for part in parts]
 
-with measured() as cost:
-    columns = apply(queries.columns, queries.blocks, links, device_for(params.gpus))
-attributes = {**queries.attributes, "columns": params.columns, **cost}
-write_query_columns(snakemake.output.columns, columns, queries.losses, queries.blocks, attributes)
+room = budget_of(0, snakemake.resources.mem_mb, params.gpus).room
+attributes = {**queries.attributes, "columns": params.columns}
+with create_query_columns(snakemake.output.columns, queries.losses, queries.blocks, attributes) as file:
+    with measured() as cost:
+        for part in split_preconditioning(queries.blocks, len(queries.losses), room):
+            gradients = queries.of(part.blocks, part.queries)
+            for block, columns in apply(gradients, part.blocks, links, device_for(params.gpus)).items():
+                file.write(block, part.queries, columns)
+    file.note(cost)

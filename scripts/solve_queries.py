@@ -12,7 +12,7 @@ from forebear.gauss_newton import GaussNewton
 from forebear.links import open_link
 from forebear.manifests import point_digests
 from forebear.points import open_point
-from forebear.query_files import read_query_columns, write_query_columns
+from forebear.query_files import create_query_columns, read_query_columns
 from forebear.solved_chain import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
 
 params, files = snakemake.params, snakemake.input
@@ -31,7 +31,7 @@ for link, *sources in zip(
     links.append(Link(link["point"], operator, curvature, scale))
 
 with measured() as cost:
-    gradients = {block: columns[places] for block, columns in queries.columns.items()}
+    gradients = {block: columns[places] for block, columns in queries.of(queries.blocks).items()}
     columns, solutions = solve_chain(gradients, queries.blocks, links, params.solver, options, params.seed)
 solves = [
     {
@@ -44,4 +44,7 @@ solves = [
 ]
 print("\n".join(map(json.dumps, solves)))
 attributes = {**queries.attributes, "columns": params.columns, "solves": json.dumps(solves), **cost}
-write_query_columns(snakemake.output.columns, columns, queries.losses[places], queries.blocks, attributes, places)
+output, losses = snakemake.output.columns, queries.losses[places]
+with create_query_columns(output, losses, queries.blocks, attributes, places) as file:
+    for block, solved in columns.items():
+        file.write(block, slice(None), solved)

@@ -7,9 +7,9 @@ import torch
 
 from forebear.blocks import Block
 from forebear.errors import ForebearError
-from forebear.factor_files import read_covariances, write_covariances
-from forebear.kronecker import Covariances
-from forebear.query_files import read_query_columns, write_query_columns
+from forebear.factor_files import read_covariances, stored_eigenbasis, write_covariances, write_eigenbasis
+from forebear.kronecker import Covariances, compute_eigenbasis
+from forebear.query_files import create_query_columns, read_query_columns
 from forebear.resumable import ResumableMatrix
 from forebear.store import create, open_checked
 
@@ -28,8 +28,37 @@ def test_tensors_come_back_by_block(tmp_path, covariances):
 
 def test_query_columns_bring_their_blocks(tmp_path):
     blocks = [Block("a/q0", "a", "attention", slice(2, 4), (2, 3), True)]
-    write_query_columns(tmp_path / "q.h5", {"a/q0": torch.ones(5, 2, 3)}, torch.zeros(5), blocks, {})
+    with create_query_columns(tmp_path / "q.h5", torch.zeros(5), blocks, {}) as file:
+        file.write("a/q0", slice(None), torch.ones(5, 2, 3))
     assert read_query_columns(tmp_path / "q.h5").blocks == blocks
+
+
+def test_query_columns_are_written_and_read_in_parts(tmp_path):
+    blocks = [Block(name, name, "mlp", slice(0, 2), (2, 3), False) for name in ("a", "b")]
+    columns, losses = {name: torch.rand(5, 2, 3) for name in "ab"}, torch.zeros(5)
+    with create_query_columns(tmp_path / "q.h5", losses, blocks, {"study": "s"}) as file:
+        for places in (torch.tensor([0, 3, 4]), torch.tensor([1, 2])):
+            for name, column in columns.items():
+                file.write(name, places, column[places])
+            losses[places] = places.float()
+        file.note({"seconds": 2.0})
+    again = read_query_columns(tmp_path / "q.h5", {"study": "s"})
+    assert again.losses.tolist() == [0, 1, 2, 3, 4]
+    assert again.attributes["seconds"] == 2
+    assert torch.equal(again.of(blocks)["a"], columns["a"])
+    part = again.of(blocks[1:], slice(1, 3))
+    assert list(part) == ["b"]
+    assert torch.equal(part["b"], columns["b"][1:3])
+
+
+def test_stored_factors_are_read_when_they_are_asked_for(tmp_path, covariances):
+    basis = compute_eigenbasis(covariances)
+    write_eigenbasis(tmp_path / "e.h5", basis, {"model_digest": "a"})
+    stored = stored_eigenbasis(tmp_path / "e.h5", {"model_digest": "a"})
+    assert list(stored.activation) == ["layers/0/mlp"]
+    assert torch.equal(stored.gradient["layers/0/mlp"], basis.gradient["layers/0/mlp"])
+    with pytest.raises(ForebearError, match="another model digest"):
+        stored_eigenbasis(tmp_path / "e.h5", {"model_digest": "b"})
 
 
 def test_factors_of_another_model_are_refused(tmp_path, covariances):

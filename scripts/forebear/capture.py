@@ -17,6 +17,7 @@ from forebear.datasets import IGNORED, Batch, Example
 from forebear.errors import ForebearError
 from forebear.heads import position_logits
 from forebear.memory import aligned_empty
+from forebear.passes import in_batches
 from forebear.training import check_losses, sequence_losses
 
 Labels = Callable[[Tensor, Batch], Tensor]  # (logits [B, T, V or C], batch) → labels [B, T]
@@ -106,6 +107,26 @@ def capture(
         activations[module] = with_one(a) if has_bias else a
         by_sequence[module] = _by_sequence(gradient, batch, module).to(dtype)
     return Captured(activations, by_sequence, losses.detach(), batch.positions)
+
+
+def captured_batches(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    examples: Sequence[Example],
+    batches: int | Sequence[Sequence[int]],
+    description: str,
+    labels: Labels = observed_labels,
+    objective: Objective = sequence_losses,
+) -> Iterator[tuple[Batch, Captured]]:
+    """`capture` over a data set; what it has captured of a batch lasts until the next is asked for.
+
+    The other arguments and errors are those of `in_batches`.
+    """
+    run = in_batches(lambda batch: capture(model, blocks, batch, labels, objective), examples, batches, description)
+    for batch, captured in run:
+        yield batch, captured
+        captured.activations.clear()  # or they would lie beside those of the next batch
+        captured.gradients.clear()
 
 
 def _by_sequence(vectors: Tensor, batch: Batch, module: str) -> Tensor:

@@ -31,13 +31,13 @@ class Curvature:
     pull: float = 0.0
 
 
-def inverse_functions(curvature: Curvature, scale: float = 1.0) -> dict[str, Tensor]:
-    """block → scale / (Λ + α + λ), [O, I]."""
-    functions = {}
-    for block, eigenvalues in curvature.eigenvalues.items():
-        damping = curvature.pull + curvature.damping.of(eigenvalues)
-        functions[block] = scale * damped_inverse(eigenvalues, damping)
-    return functions
+def inverse_functions(curvature: Curvature, blocks: Sequence[Block], scale: float = 1.0) -> dict[str, Tensor]:
+    """block → scale / (Λ + α + λ), [O, I], of those blocks that have eigenvalues."""
+
+    def function(eigenvalues: Tensor) -> Tensor:
+        return scale * damped_inverse(eigenvalues, curvature.pull + curvature.damping.of(eigenvalues))
+
+    return {b.name: function(curvature.eigenvalues[b.name]) for b in blocks if b.name in curvature.eigenvalues}
 
 
 def precondition_chain(
@@ -59,7 +59,7 @@ def precondition_chain(
     """
     vectors = dict(gradients)
     for curvature, scale in links:
-        vectors = precondition(vectors, blocks, curvature.basis, inverse_functions(curvature, scale), device)
+        vectors = precondition(vectors, blocks, curvature.basis, inverse_functions(curvature, blocks, scale), device)
     return vectors
 
 
@@ -97,7 +97,7 @@ def unroll_chain(
     vectors = dict(gradients)
     for segment in segments:
         function = remaining if segment.later else unrolled_inverse
-        functions = {block: function(values, segment.time) for block, values in segment.eigenvalues.items()}
+        functions = {b.name: function(segment.eigenvalues[b.name], segment.time) for b in blocks}
         vectors = precondition(vectors, blocks, segment.basis, functions, device)
     return vectors
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from forebear.kronecker import Covariances, Eigenbasis
-from forebear.store import Attributes, create, open_checked, read_tensors, write_tensors
+from forebear.store import Attributes, StoredTensors, create, open_checked, open_to_stay, read_tensors, write_tensors
 
 
 def write_covariances(path: str | Path, covariances: Covariances, attributes: Attributes) -> None:
@@ -39,6 +39,12 @@ def read_eigenbasis(path: str | Path, expected: Attributes | None = None) -> Eig
         return Eigenbasis(*(read_tensors(file, field) for field in _EIGENBASIS))
 
 
+def stored_eigenbasis(path: str | Path, expected: Attributes | None = None) -> Eigenbasis:
+    """The same, which reads each matrix when it is asked for."""
+    file = open_to_stay(path, "eigenbasis", expected)
+    return Eigenbasis(*(StoredTensors(file, field) for field in _EIGENBASIS))
+
+
 def write_eigenvalues(path: str | Path, eigenvalues: Mapping[str, Tensor], attributes: Attributes) -> None:
     with create(path, "eigenvalues", attributes) as file:
         write_tensors(file, eigenvalues, "eigenvalues")
@@ -47,3 +53,8 @@ def write_eigenvalues(path: str | Path, eigenvalues: Mapping[str, Tensor], attri
 def read_eigenvalues(path: str | Path, expected: Attributes | None = None) -> dict[str, Tensor]:
     with open_checked(path, "eigenvalues", expected) as file:
         return read_tensors(file, "eigenvalues")
+
+
+def stored_eigenvalues(path: str | Path, expected: Attributes | None = None) -> StoredTensors:
+    """The same, each read when it is asked for."""
+    return StoredTensors(open_to_stay(path, "eigenvalues", expected), "eigenvalues")

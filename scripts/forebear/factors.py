@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from forebear.blocks import Block, device_of
-from forebear.capture import capture, sampled_labels, working_dtype
-from forebear.datasets import Example, batches, number_of_positions
+from forebear.capture import captured_batches, sampled_labels, working_dtype
+from forebear.datasets import Example, number_of_positions
 from forebear.kronecker import Covariances, Eigenbasis
 from forebear.memory import aligned, aligned_empty
-from forebear.progress import progress
 
 CHUNK_ELEMENTS = 1 << 20  # of gradients formed at once: 4 MiB in float32
 
@@ -35,8 +34,7 @@ def fit_covariances(
     gradient: dict[str, Tensor] = {}
     for sample in range(label_samples):
         labels = sampled_labels(examples, (seed, _COVARIANCE_STREAM, sample))
-        for batch in progress(batches(examples, batch_tokens), "covariances", "batch"):
-            captured = capture(model, blocks, batch, labels)
+        for _, captured in captured_batches(model, blocks, examples, batch_tokens, "covariances", labels):
             counted = captured.positions.flatten().nonzero().squeeze(1)
             for module, a in captured.activations.items():
                 if sample == 0:  # activations do not depend on the labels
@@ -65,8 +63,7 @@ def fit_eigenvalues(
     blocks_of = {block.module: [b for b in blocks if b.module == block.module] for block in blocks}
     for sample in range(label_samples):
         labels = sampled_labels(examples, (seed, _EIGENVALUE_STREAM, sample))
-        for batch in progress(batches(examples, batch_tokens), "eigenvalues", "batch"):
-            captured = capture(model, blocks, batch, labels)
+        for _, captured in captured_batches(model, blocks, examples, batch_tokens, "eigenvalues", labels):
             for module, a in captured.activations.items():
                 a = rotated(a, activation[module])
                 for block in blocks_of[module]:

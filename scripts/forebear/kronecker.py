@@ -30,18 +30,18 @@ class Covariances:
     Blocks of one map share its activation covariance, so that one is kept by module.
     """
 
-    activation: dict[str, Tensor]  # module → A [I, I]
-    gradient: dict[str, Tensor]  # block → S [O, O]
+    activation: Mapping[str, Tensor]  # module → A [I, I]
+    gradient: Mapping[str, Tensor]  # block → S [O, O]
 
 
 @dataclass(frozen=True)
 class Eigenbasis:
     """Orthonormal eigenvectors (columns) of the covariances, with their eigenvalues."""
 
-    activation: dict[str, Tensor]  # module → Q_A [I, I]
-    gradient: dict[str, Tensor]  # block → Q_S [O, O]
-    activation_values: dict[str, Tensor]  # module → [I], ascending
-    gradient_values: dict[str, Tensor]  # block → [O], ascending
+    activation: Mapping[str, Tensor]  # module → Q_A [I, I]
+    gradient: Mapping[str, Tensor]  # block → Q_S [O, O]
+    activation_values: Mapping[str, Tensor]  # module → [I], ascending
+    gradient_values: Mapping[str, Tensor]  # block → [O], ascending
 
 
 def compute_eigenbasis(covariances: Covariances, device: torch.device | str = "cpu") -> Eigenbasis:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from forebear.blocks import Block
 from forebear.chain import Curvature, Segment, default_pull, training_time
-from forebear.factor_files import read_eigenbasis, read_eigenvalues
+from forebear.factor_files import read_eigenbasis, read_eigenvalues, stored_eigenbasis, stored_eigenvalues
 from forebear.kronecker import Damping, kfac_eigenvalues
 from forebear.manifests import point_digests, read_manifest
 from forebear.store import read_attributes
@@ -18,6 +18,7 @@ def open_link(
     eigenbasis: str | Path,
     eigenvalues: str | Path | None,
     blocks: Sequence[Block],
+    stored: bool = False,
 ) -> tuple[Curvature, float]:
     """The curvature of a link and the scale of its inverse: α for the stages after the documents', else 1.
 
@@ -26,11 +27,12 @@ def open_link(
             pull) and `scaled`.
         manifest, records: the model and the data that the factors must have been made from.
         eigenvalues: EK-FAC's Λ, or None for K-FAC's.
+        stored: leave the factors in their files and read a block's whenever it is asked for.
     """
     digests = point_digests(manifest, records)
-    basis = read_eigenbasis(eigenbasis, digests)
+    basis = (stored_eigenbasis if stored else read_eigenbasis)(eigenbasis, digests)
     if eigenvalues is not None:
-        values = read_eigenvalues(eigenvalues, digests)
+        values = (stored_eigenvalues if stored else read_eigenvalues)(eigenvalues, digests)
     else:
         made_from = read_attributes(eigenbasis, "eigenbasis")
         values = kfac_eigenvalues(basis, blocks, made_from["positions"] / made_from["sequences"])
@@ -47,7 +49,9 @@ def open_segment(
     eigenvalues: str | Path,
     adam: bool,
 ) -> Segment:
-    """The same stage as SOURCE sees it, which needs neither damping nor α; arguments as for `open_link`.
+    """The same stage as SOURCE sees it, which needs neither damping nor α; the factors stay in their files.
+
+    Other arguments are those of `open_link`.
 
     Args:
         adam: whether the training record's time is AdamW's.
@@ -55,4 +59,5 @@ def open_segment(
     digests = point_digests(manifest, records)
     time = training_time(read_manifest(manifest)["training"], adam)
     print(f"{link['point']}: time {time}")
-    return Segment(read_eigenbasis(eigenbasis, digests), read_eigenvalues(eigenvalues, digests), time, link["scaled"])
+    basis, values = stored_eigenbasis(eigenbasis, digests), stored_eigenvalues(eigenvalues, digests)
+    return Segment(basis, values, time, link["scaled"])

@@ -10,6 +10,7 @@ from forebear.checkpoints import check_context, load_model, load_tokenizer
 from forebear.datasets import Example, encode, number_of_positions, read_records
 from forebear.heads import classes_by_label
 from forebear.manifests import point_digests
+from forebear.plan import Shape, shape_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Point:
     blocks: list[Block]
     examples: list[Example]
     digests: dict[str, str]  # of model and data: what artifacts made here carry
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.model, self.blocks, [len(example.ids) for example in self.examples])
 
     @property
     def attributes(self) -> dict[str, str | int]:

@@ -1,10 +1,15 @@
-"""The files of query gradients, raw and preconditioned: `/{block}/columns`, and the queries' losses."""
+"""The files of query gradients, raw and preconditioned: `/{block}/columns`, and the queries' losses.
+
+They may be larger than memory, so they are written and read in parts.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,10 +19,10 @@ from forebear.store import (
     SCORE_UNITS,
     Attributes,
     create,
-    open_checked,
+    datasets_of,
+    open_to_stay,
     read_attributes,
-    read_tensors,
-    write_tensors,
+    write_tensor,
 )
 
 
@@ -25,35 +30,59 @@ from forebear.store import (
 class QueryColumns:
     """Query gradients, raw or preconditioned, with what is needed to use them without a model."""
 
-    columns: dict[str, Tensor]  # block → [Q, O, I]
+    columns: dict[str, h5py.Dataset]  # block → [Q, O, I], in the file
     losses: Tensor  # [Q]
     places: np.ndarray  # [Q] which of the study's queries these are
     blocks: list[Block]
     attributes: dict
 
+    def of(self, blocks: Sequence[Block], queries: slice = slice(None)) -> dict[str, Tensor]:
+        """Of some blocks and queries, in memory."""
+        return {block.name: torch.from_numpy(self.columns[block.name][queries]) for block in blocks}
 
-def write_query_columns(
+
+class QueryColumnsWriter:
+    """Takes columns as they are computed, and at last what it took."""
+
+    def __init__(self, file: h5py.File, queries: int):
+        self._file, self._queries = file, queries
+
+    def write(self, block: str, queries: slice | Tensor, columns: Tensor) -> None:
+        """Columns [q, O, I] of the queries of a slice, or at increasing places [q]."""
+        write_tensor(self._file, columns, block, "columns", queries, self._queries)
+
+    def note(self, attributes: Attributes) -> None:
+        self._file.attrs.update(attributes)
+
+
+@contextmanager
+def create_query_columns(
     path: str | Path,
-    columns: Mapping[str, Tensor],
     losses: Tensor,
     blocks: Sequence[Block],
     attributes: Attributes,
     places: Tensor | None = None,
-) -> None:
-    """Columns [Q, O, I] and losses [Q] of all of the study's queries, or of those at `places` [Q]."""
+) -> Iterator[QueryColumnsWriter]:
+    """A file of columns, which appears when the block ends.
+
+    Args:
+        losses: [Q], read when the block ends.
+        places: [Q], which of the study's queries these are; all of them by default.
+    """
     described = json.dumps([{**asdict(block), "rows": [block.rows.start, block.rows.stop]} for block in blocks])
     with create(path, "query columns", {**attributes, **SCORE_UNITS, "blocks": described}) as file:
-        write_tensors(file, columns, "columns")
+        yield QueryColumnsWriter(file, len(losses))
         file["losses"] = losses.numpy()
         file["places"] = np.arange(len(losses)) if places is None else places.numpy()
 
 
 def read_query_columns(path: str | Path, expected: Attributes | None = None) -> QueryColumns:
-    with open_checked(path, "query columns", expected) as file:
-        described = json.loads(file.attrs["blocks"])
-        blocks = [Block(**{**b, "rows": slice(*b["rows"]), "shape": tuple(b["shape"])}) for b in described]
-        losses, places = torch.from_numpy(file["losses"][()]), file["places"][()]
-        return QueryColumns(read_tensors(file, "columns"), losses, places, blocks, dict(file.attrs))
+    """The columns stay in the file, which stays open."""
+    file = open_to_stay(path, "query columns", expected)
+    described = json.loads(file.attrs["blocks"])
+    blocks = [Block(**{**b, "rows": slice(*b["rows"]), "shape": tuple(b["shape"])}) for b in described]
+    losses, places = torch.from_numpy(file["losses"][()]), file["places"][()]
+    return QueryColumns(datasets_of(file, "columns"), losses, places, blocks, dict(file.attrs))
 
 
 def solves_of(path: str | Path) -> list[dict]:

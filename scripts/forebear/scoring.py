@@ -1,8 +1,8 @@
 """Gradients of queries, and scores of documents against preconditioned queries.
 
-Documents are streamed once: a batch's gradients are formed block by block and meet all
-columns of all estimators. Larger scores mean proponents: more weight on the document
-lowers the query's loss.
+Documents are streamed: a batch's gradients are formed block by block and meet all columns of
+all estimators, in one pass if memory holds these, else in one for each partition of them.
+Larger scores mean proponents: more weight on the document lowers the query's loss.
 """
 
 import time
@@ -15,12 +15,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forebear.blocks import Block, device_of
-from forebear.capture import Captured, capture, working_dtype
-from forebear.datasets import Example, batch_indices, collate
-from forebear.progress import progress
+from forebear.capture import Captured, captured_batches, working_dtype
+from forebear.datasets import Example, batch_indices
+from forebear.partitions import Partition
+from forebear.passes import NotEnoughMemoryError, attempt, free_memory
 
 SLICE_ELEMENTS = 1 << 21  # of document gradients formed at once: 8 MiB in float32
 FLUSH_SECONDS = 20.0  # scores are handed on at least this often
+
+# Where there are several partitions: batches that go through all of them before the next.
+FIRST_GROUP = 4
+GROUP_SECONDS = 300.0  # that later groups are meant to take
 
 
 @dataclass(frozen=True)
@@ -54,19 +59,38 @@ def gradient_slices(captured: Captured, block: Block) -> Iterator[tuple[slice, T
         yield slice(first * width, (first + part.shape[1]) * width), gradients.flatten(1)
 
 
+def stream_query_gradients(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    examples: Sequence[Example],
+    batch_tokens: int,
+    write: Callable[[str, Tensor, Tensor], None],
+) -> Tensor:
+    """The losses m of all queries, [Q]; their gradients go to `write`.
+
+    Args:
+        write: called with (block, increasing places [B] of queries, ∇m [B, O, I]).
+    """
+    losses = torch.empty(len(examples), dtype=working_dtype(model))
+    for batch, captured in captured_batches(model, blocks, examples, batch_tokens, "query gradients"):
+        places, order = batch.indices.sort()
+        losses[places] = captured.losses.cpu()[order]
+        for block in blocks:
+            write(block.name, places, sequence_gradients(captured, block).cpu()[order])
+    return losses
+
+
 def query_gradients(
     model: PreTrainedModel, blocks: Sequence[Block], examples: Sequence[Example], batch_tokens: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """∇m of every query, block → [Q, O, I], and its loss m [Q]."""
+    """∇m of every query, block → [Q, O, I], and its loss m [Q], all in memory."""
     dtype = working_dtype(model)
     gradients = {block.name: torch.empty(len(examples), *block.shape, dtype=dtype) for block in blocks}
-    losses = torch.empty(len(examples), dtype=dtype)
-    for indices in progress(batch_indices(examples, batch_tokens), "query gradients", "batch"):
-        captured = capture(model, blocks, collate(examples, indices))
-        losses[indices] = captured.losses.cpu()
-        for block in blocks:
-            gradients[block.name][indices] = sequence_gradients(captured, block).cpu()
-    return gradients, losses
+
+    def write(block: str, places: Tensor, values: Tensor) -> None:
+        gradients[block][places] = values
+
+    return gradients, stream_query_gradients(model, blocks, examples, batch_tokens, write)
 
 
 def pairwise_scores(
@@ -78,71 +102,165 @@ def pairwise_scores(
     batch_tokens: int,
     write: Callable[[str, np.ndarray, np.ndarray], None],
     skip: np.ndarray | None = None,
+    partitions: Sequence[Partition] = (),
 ) -> dict[str, float]:
-    """Score every document against every query, for all estimators in one pass.
+    """Score every document against every query, for all estimators in one pass, or in one for each partition.
+
+    Where there are several partitions, the documents go through all of them in groups, so
+    that finished rows are written every few minutes. A partition or a batch that does not
+    fit into memory is halved.
 
     Args:
-        columns: name → block → preconditioned queries [Q, O, I]; each name may have its own Q.
+        columns: name → block → preconditioned queries [Q, O, I], in memory or in a file from
+            which a partition's are read; each name may have its own Q.
         requests: estimator → what it reads.
         write: called with (estimator, document indices [n], scores [n, Q]).
         skip: [N] bool, documents whose scores are there already.
+        partitions: of blocks and queries, whose columns are held at the same time; one by default.
 
     Returns:
-        Seconds per estimator: the pass over the documents, which each would need alone,
-        plus its own contraction.
+        Seconds per estimator: the passes over the documents, which each would need alone,
+        plus reading and contracting its own columns.
     """
-    places = {block.name: device_of(model, block.module) for block in blocks}
-    flat = {
-        name: {b: v.flatten(1).T.to(places.get(b, v.device)) for b, v in tensors.items()}
-        for name, tensors in columns.items()
-    }
-    wanted = [i for i in range(len(examples)) if skip is None or not skip[i]]
-    remaining = [examples[i] for i in wanted]
-    documents = np.array(wanted, dtype=np.int64)
-    seconds: dict[object, float] = {}
-    pending = _Pending(write)
-    for indices in progress(batch_indices(remaining, batch_tokens), "scores", "batch"):
-        scores, timed = _score_batch(model, blocks, collate(examples, documents[indices].tolist()), flat, requests)
-        for name, value in timed.items():
-            seconds[name] = seconds.get(name, 0.0) + value
-        pending.add(documents[indices], scores)
+    done = np.zeros(len(examples), bool) if skip is None else skip.copy()
+    remaining = np.flatnonzero(~done)
+    todo = [remaining[part].tolist() for part in batch_indices([examples[i] for i in remaining], batch_tokens)]
+    read = frozenset().union(*(request.blocks for request in requests.values()))
+    parts = list(partitions) or [Partition(tuple(block for block in blocks if block.name in read))]
+    clock, pending, size = _Clock(), _Pending(write), FIRST_GROUP
+    while todo:
+        group = todo if len(parts) == 1 else todo[:size]
+        began = time.monotonic()
+        try:
+            for documents, scores in _score_group(model, examples, group, columns, requests, parts, clock):
+                done[documents] = True
+                pending.add(documents, scores)
+            size = max(1, round(len(group) * GROUP_SECONDS / (time.monotonic() - began)))
+        except NotEnoughMemoryError as error:
+            parts = _halved(parts, columns, error)
+        free_memory()
+        todo = [rest for batch in todo if (rest := [i for i in batch if not done[i]])]
     pending.flush()
     return {
-        estimator: sum(seconds.get(part, 0.0) for part in ["pass", *((request.columns, b) for b in request.blocks)])
+        estimator: sum(
+            clock.seconds.get(part, 0.0) for part in ["pass", *((request.columns, b) for b in request.blocks)]
+        )
         for estimator, request in requests.items()
     }
 
 
-def _score_batch(model, blocks, batch, flat, requests) -> tuple[dict[str, Tensor], dict[object, float]]:
-    """Scores [B, Q] of one batch for every estimator, and the seconds of the pass and of each (columns, block)."""
-    clock = _Clock()
-    captured = capture(model, blocks, batch)
-    queries = {name: next(iter(blocks_of.values())).shape[1] for name, blocks_of in flat.items()}
-    scores = {
-        estimator: captured.losses.new_zeros(len(batch.indices), queries[request.columns])
-        for estimator, request in requests.items()
-    }
-    cosines = {estimator: request for estimator, request in requests.items() if request.cosine}
-    squares = {estimator: captured.losses.new_zeros(len(batch.indices)) for estimator in cosines}
-    clock.lap("pass")
-    for block in blocks:
+def _halved(partitions: Sequence[Partition], columns: Mapping, error: NotEnoughMemoryError) -> list[Partition]:
+    queries = max(map(_queries, columns.values()))
+    smaller = [half for partition in partitions for half in (partition.halves(queries) or [partition])]
+    if len(smaller) == len(partitions):
+        raise error
+    print(f"{error} Going on with {len(smaller)} partitions in place of {len(partitions)}.", flush=True)
+    return smaller
+
+
+def _score_group(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    group: Sequence[Sequence[int]],
+    columns: Mapping[str, Mapping[str, Tensor]],
+    requests: Mapping[str, Request],
+    partitions: Sequence[Partition],
+    clock: "_Clock",
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """(documents [B], estimator → scores [B, Q]) of a group's batches, after a pass for every partition.
+
+    Raises:
+        NotEnoughMemoryError: a partition does not fit, not even with one document.
+    """
+    rows = {document: row for row, document in enumerate(document for batch in group for document in batch)}
+    totals: dict[object, Tensor] = {}  # of the partitions so far, if there are several
+    norms: dict[str, Tensor] = {}
+    for k, partition in enumerate(partitions, 1):
+        name = "scores" if len(partitions) == 1 else f"scores, part {k} of {len(partitions)}"
+        fits, held = attempt(_hold, model, columns, requests, partition, clock)
+        if not fits:
+            raise NotEnoughMemoryError(f"{name}: its queries do not fit into memory.")
+        _add_norms(norms, columns, requests, partition, held)
+        for batch, captured in captured_batches(model, partition.blocks, examples, group, name):
+            fits, sums = attempt(_contract, captured, columns, requests, partition, held, clock)
+            if not fits:
+                raise NotEnoughMemoryError(
+                    f"{name}: the gradients of a batch do not fit into memory beside the queries."
+                )
+            if len(partitions) > 1:
+                places = [rows[document] for document in batch.indices.tolist()]
+                for key, term in sums.items():
+                    total = totals.setdefault(key, term.new_zeros(len(rows), *term.shape[1:]))
+                    total[places] += term
+                    sums[key] = total[places]
+            if k == len(partitions):
+                yield batch.indices.numpy(), {e: _score(sums, norms, e) for e in requests}
+            clock.restart()
+        del held  # before the next partition's are read
+
+
+def _hold(
+    model: PreTrainedModel,
+    columns: Mapping[str, Mapping[str, Tensor]],
+    requests: Mapping[str, Request],
+    partition: Partition,
+    clock: "_Clock",
+) -> dict[str, dict[str, Tensor]]:
+    """name → block → a partition's columns [O·I, q], beside the block's layer; those that an estimator reads."""
+    held: dict[str, dict[str, Tensor]] = {name: {} for name in columns}
+    for block in partition.blocks:
+        for name in {r.columns: None for r in requests.values() if block.name in r.blocks}:
+            vectors = torch.as_tensor(columns[name][block.name][partition.queries])
+            held[name][block.name] = vectors.flatten(1).T.to(device_of(model, block.module))
+            clock.lap((name, block.name))
+    return held
+
+
+def _add_norms(norms, columns, requests, partition, held) -> None:
+    """Add a partition's part of the squared lengths [Q] of the queries of every cosine."""
+    for estimator, request in requests.items():
+        for block in partition.blocks if request.cosine else ():
+            if block.name in request.blocks:
+                squares = held[request.columns][block.name].square().sum(0).cpu()
+                total = norms.setdefault(estimator, squares.new_zeros(_queries(columns[request.columns])))
+                total[partition.queries] += squares
+
+
+def _contract(captured, columns, requests, partition, held, clock) -> dict[object, Tensor]:
+    """A partition's part of a batch's products with the queries, estimator → [B, Q].
+
+    For a cosine also of the documents' squared lengths, (estimator, "squares") → [B].
+    """
+    sequences, losses = len(captured.losses), captured.losses
+    sums = {e: losses.new_zeros(sequences, _queries(columns[request.columns])) for e, request in requests.items()}
+    sums |= {(e, "squares"): losses.new_zeros(sequences) for e, request in requests.items() if request.cosine}
+    for block in partition.blocks:
         readers = {estimator: request for estimator, request in requests.items() if block.name in request.blocks}
-        device = captured.block(block)[1].device
-        products = {r.columns: torch.zeros_like(scores[e], device=device) for e, r in readers.items()}
+        measured = [(e, "squares") for e, r in readers.items() if r.cosine and partition.first == 0]
+        vectors = {name: held[name][block.name] for name in dict.fromkeys(r.columns for r in readers.values())}
+        products = {name: v.new_zeros(sequences, v.shape[1]) for name, v in vectors.items()}
         for part, gradients in gradient_slices(captured, block):
-            for estimator in cosines.keys() & readers.keys():
-                squares[estimator] += gradients.square().sum(1).to(captured.losses.device)
+            for key in measured:
+                sums[key] += gradients.square().sum(1).to(losses.device)
             clock.lap("pass")
             for name, product in products.items():
-                product.addmm_(gradients, flat[name][block.name][part])
+                product.addmm_(gradients, vectors[name][part])
                 clock.lap((name, block.name))
         for estimator, request in readers.items():
-            scores[estimator] += products[request.columns].to(captured.losses.device)
-    for estimator, request in cosines.items():
-        squared = [flat[request.columns][name].square().sum(0) for name in request.blocks]
-        norms = sum(part.to(captured.losses.device) for part in squared).sqrt()
-        scores[estimator] /= (squares[estimator].sqrt()[:, None] * norms).clamp_min(torch.finfo(norms.dtype).tiny)
-    return scores, clock.seconds
+            sums[estimator][:, partition.queries] += products[request.columns].to(losses.device)
+    return sums
+
+
+def _score(sums: Mapping[object, Tensor], norms: Mapping[str, Tensor], estimator: str) -> Tensor:
+    """Scores [B, Q]: the products, of a cosine divided by both lengths."""
+    if estimator not in norms:
+        return sums[estimator]
+    lengths = sums[estimator, "squares"].sqrt()[:, None] * norms[estimator].to(sums[estimator]).sqrt()
+    return sums[estimator] / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+
+
+def _queries(columns: Mapping[str, Tensor]) -> int:
+    return len(next(iter(columns.values())))
 
 
 class _Clock:
@@ -156,6 +274,10 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
+
+    def restart(self) -> None:
+        """Leave out what was done since the last lap."""
+        self._last = time.perf_counter()
 
 
 class _Pending:

@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forebear.blocks import Block
-from forebear.capture import capture, working_dtype
+from forebear.capture import captured_batches, working_dtype
 from forebear.chain import Curvature, inverse_functions
-from forebear.datasets import Example, batches
+from forebear.datasets import Example
 from forebear.factors import beside_the_model, gradients_in_chunks, rotated
-from forebear.progress import progress
 
 
 def self_influence(
@@ -31,11 +30,10 @@ def self_influence(
     Args:
         curvature: of the stage whose documents and model these are.
     """
-    functions = inverse_functions(curvature)
+    functions = inverse_functions(curvature, blocks)
     activation, gradient = beside_the_model(curvature.basis, model, blocks)
     result = torch.zeros(len(examples), dtype=working_dtype(model))
-    for batch in progress(batches(examples, batch_tokens), "self-influence", "batch"):
-        captured = capture(model, blocks, batch)
+    for batch, captured in captured_batches(model, blocks, examples, batch_tokens, "self-influence"):
         for block in blocks:
             a, g = captured.block(block)
             chunks = gradients_in_chunks(rotated(g, gradient[block.name]), rotated(a, activation[block.module]))

@@ -109,7 +109,7 @@ def damped(operator: Operator, damping: Tensor) -> Operator:
 
 def ekfac_inverse(curvature: Curvature, blocks: Sequence[Block]) -> Operator:
     """EK-FAC's damped inverse on packed vectors, on the processor, where the factors are."""
-    functions = inverse_functions(curvature)
+    functions = inverse_functions(curvature, blocks)
 
     def inverse(vectors: Tensor) -> Tensor:
         solved = precondition(unpack(vectors.cpu(), blocks), blocks, curvature.basis, functions)

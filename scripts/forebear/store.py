@@ -45,7 +45,15 @@ def create(path: str | Path, kind: str, attributes: Attributes) -> Iterator[h5py
 def open_checked(
     path: str | Path, kind: str | None, expected: Attributes | None = None, content: bool = True
 ) -> Iterator[h5py.File]:
-    """Open an artifact for reading.
+    """An artifact, open for reading while the block runs; see `open_to_stay`."""
+    with open_to_stay(path, kind, expected, content) as file:
+        yield file
+
+
+def open_to_stay(
+    path: str | Path, kind: str | None, expected: Attributes | None = None, content: bool = True
+) -> h5py.File:
+    """Open an artifact for reading; it is closed when nothing refers to it any more.
 
     Args:
         kind: what it must hold; None for anything.
@@ -64,14 +72,14 @@ def open_checked(
         raise ForebearError(f"{path}: there is no such file; run the rule that makes it.") from error
     except OSError as error:
         raise ForebearError(f"{path}: the file is damaged or not HDF5 ({error}); {remedy}") from error
-    with file:
-        try:
-            problem = _problem(file, kind, expected or {}, content)
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # whatever HDF5 stumbles over
-            problem = f"the file is damaged ({error})"
-        if problem:
-            raise ForebearError(f"{path}: {problem}; {remedy}")
-        yield file
+    try:
+        problem = _problem(file, kind, expected or {}, content)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # whatever HDF5 stumbles over
+        problem = f"the file is damaged ({error})"
+    if problem:
+        file.close()
+        raise ForebearError(f"{path}: {problem}; {remedy}")
+    return file
 
 
 def _problem(file: h5py.File, kind: str | None, expected: Attributes, content: bool) -> str | None:
@@ -121,32 +129,74 @@ def write_tensors(file: h5py.File, tensors: Mapping[str, Tensor], dataset: str) 
         ForebearError: a tensor has NaN or infinite values.
     """
     for block, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ForebearError(
-                f"{block}: its {dataset} has values that are not finite, so nothing was written; look for NaN in the "
-                "model and its data, or raise `damping`."
-            )
-        file.create_dataset(f"{block}/{dataset}", data=tensor.cpu().numpy())
-        file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
+        write_tensor(file, tensor, block, dataset)
 
 
-def read_tensors(file: h5py.File, dataset: str) -> dict[str, Tensor]:
-    """Read `/{block}/{dataset}` of every block that has it.
+def write_tensor(
+    file: h5py.File,
+    tensor: Tensor,
+    block: str,
+    dataset: str,
+    rows: slice | Tensor = slice(None),
+    total: int | None = None,
+) -> None:
+    """Write some `rows` of `/{block}/{dataset}`, which has `total` of them; all by default.
+
+    Args:
+        rows: a slice, or increasing places [n].
+
+    Raises:
+        ForebearError: the tensor has NaN or infinite values.
+    """
+    if not torch.isfinite(tensor).all():
+        raise ForebearError(
+            f"{block}: its {dataset} has values that are not finite, so nothing was written; look for NaN in the "
+            "model and its data, or raise `damping`."
+        )
+    values = tensor.cpu().numpy()
+    shape = (len(values) if total is None else total, *values.shape[1:])
+    file.require_dataset(f"{block}/{dataset}", shape, values.dtype)[rows] = values
+    file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
+
+
+def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:
+    """`/{block}/{dataset}` of every block that has it, to be read from as long as the file is open.
 
     Raises:
         ForebearError: no block has it.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: object) -> None:
         block, _, leaf = name.rpartition("/")
         if leaf == dataset and isinstance(item, h5py.Dataset):
-            found[block] = torch.from_numpy(item[()])
+            found[block] = item
 
     file.visititems(visit)
     if not found:
         raise ForebearError(f"{file.filename}: has no {dataset} for any block; delete it and run again.")
     return found
+
+
+def read_tensors(file: h5py.File, dataset: str) -> dict[str, Tensor]:
+    """The same in memory."""
+    return {block: torch.from_numpy(item[()]) for block, item in datasets_of(file, dataset).items()}
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Block → tensor, read from an open file whenever it is asked for, so that memory holds what is in use."""
+
+    def __init__(self, file: h5py.File, dataset: str):
+        self._datasets = datasets_of(file, dataset)
+
+    def __getitem__(self, block: str) -> Tensor:
+        return torch.from_numpy(self._datasets[block][()])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._datasets)
+
+    def __len__(self) -> int:
+        return len(self._datasets)
 
 
 def check_scores(path: str | Path, rows: np.ndarray, values: np.ndarray) -> None:

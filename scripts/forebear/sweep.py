@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forebear.blocks import Block, device_of
-from forebear.capture import capture, working_dtype
+from forebear.capture import captured_batches, working_dtype
 from forebear.chain import Curvature, inverse_functions, precondition_chain
-from forebear.datasets import Example, batches
+from forebear.datasets import Example
 from forebear.kronecker import Damping
 from forebear.progress import progress
 from forebear.scoring import gradient_slices
@@ -42,8 +42,7 @@ def subset_gradients(
     """Σ_{z in S_j} ∇ℓ(z) of every subset: subsets [S, N] bool → block → [S, O, I]; one pass."""
     masks = torch.from_numpy(subsets).to(working_dtype(model))
     sums = {b.name: masks.new_zeros(len(masks), *b.shape, device=device_of(model, b.module)) for b in blocks}
-    for batch in progress(batches(examples, batch_tokens), "subset gradients", "batch"):
-        captured = capture(model, blocks, batch)
+    for batch, captured in captured_batches(model, blocks, examples, batch_tokens, "subset gradients"):
         for block in blocks:
             total = sums[block.name].flatten(1)
             for part, gradients in gradient_slices(captured, block):
@@ -70,7 +69,7 @@ def sweep(
     number = len(next(iter(queries.values())))
     predictions = torch.zeros(*grid.shape, len(next(iter(subsets.values()))), number)
     rotated = _in_eigenbasis(subsets, blocks, own)
-    functions = [inverse_functions(replace(own, damping=Damping(relative=rho))) for rho in grid.own]
+    functions = [inverse_functions(replace(own, damping=Damping(relative=rho)), blocks) for rho in grid.own]
     settings = list(product(enumerate(grid.alpha), enumerate(grid.later)))
     for (a, alpha), (k, rho) in progress(settings, "sweep", "setting"):
         links = [(replace(curvature, damping=Damping(relative=rho), pull=alpha), alpha) for curvature in later]

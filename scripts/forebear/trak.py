@@ -27,10 +27,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forebear.blocks import Block, device_of
-from forebear.capture import capture, working_dtype
-from forebear.datasets import IGNORED, Example, batches
+from forebear.capture import captured_batches, working_dtype
+from forebear.datasets import IGNORED, Batch, Example
 from forebear.heads import position_logits
-from forebear.progress import progress
+from forebear.passes import in_batches
 from forebear.store import Attributes, create, open_checked
 
 _PROJECTION_STREAM = 5
@@ -84,8 +84,8 @@ def projected_gradients(
     dtype, drawn = working_dtype(model), projections(blocks, side, seed)
     signs = {b.name: [sign.to(device_of(model, b.module), dtype) for sign in drawn[b.name]] for b in blocks}
     features = torch.zeros(len(examples), side * side, dtype=dtype)
-    for batch in progress(batches(examples, batch_tokens), "projected gradients", "batch"):
-        captured = capture(model, blocks, batch, objective=sequence_margins)
+    run = captured_batches(model, blocks, examples, batch_tokens, "projected gradients", objective=sequence_margins)
+    for batch, captured in run:
         for block in blocks:
             a, g = captured.block(block)
             left, right = signs[block.name]
@@ -96,12 +96,16 @@ def projected_gradients(
 @torch.no_grad()
 def error_probabilities(model: PreTrainedModel, examples: Sequence[Example], batch_tokens: int) -> Tensor:
     """q of every sequence, [N]: the mean of 1 − p over its targets."""
-    errors = torch.empty(len(examples), dtype=working_dtype(model))
-    for batch in batches(examples, batch_tokens):
+
+    def mean_errors(batch: Batch) -> Tensor:
         batch = batch.to(model.device)
         targets = batch.labels != IGNORED
         wrong = torch.sigmoid(-token_margins(position_logits(model, batch.ids), batch.labels))
-        errors[batch.indices] = ((wrong * targets).sum(1) / targets.sum(1)).cpu()
+        return ((wrong * targets).sum(1) / targets.sum(1)).cpu()
+
+    errors = torch.empty(len(examples), dtype=working_dtype(model))
+    for batch, values in in_batches(mean_errors, examples, batch_tokens, "error probabilities"):
+        errors[batch.indices] = values
     return errors
 
 

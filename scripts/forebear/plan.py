@@ -1,0 +1,279 @@
+"""How a job fits into memory: which blocks at a time, how many tokens in a batch, and what that costs.
+
+A plan is made from shapes and a budget alone. Bytes are estimates (docs/memory.md compares
+them with measured peaks); flops count matrix products. One *pass* is a forward and a
+backward pass of the model over the same documents, weight gradients included: 6 flops for
+each parameter and token.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from transformers import PreTrainedModel
+
+from forebear.blocks import Block, factor_elements
+from forebear.partitions import Partition, by_map, joined
+
+FLOAT = 4  # bytes: whatever is computed from a pass is in float32
+PROCESS_BYTES = 450 << 20  # the interpreter with its libraries
+GPU_FRACTION = 0.9  # of a GPU's free memory that is planned with; the rest is lost between allocations
+SMALLEST_BATCH = 256  # tokens; smaller ones keep a processor from its speed
+LOGITS_COPIES = 4  # of a batch: the logits, their logarithms, and the gradients of both
+MAPS_COPIES = 1.5  # what a pass keeps of the layers, over inputs and outputs of the tracked maps
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model and of what is run through it."""
+
+    blocks: tuple[Block, ...]  # all that are tracked
+    parameters: int  # that every token is multiplied with
+    model_bytes: int
+    width: int  # of the logits
+    tokens: float  # of a document, on average
+    longest: int  # tokens of the longest
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that a job may take, and those of them that are taken by something else than it plans."""
+
+    total: int
+    taken: int
+
+    @property
+    def room(self) -> int:
+        return self.total - self.taken
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is in memory at the same time, and how often the documents are gone through."""
+
+    job: str
+    partitions: tuple[Partition, ...]
+    batch_tokens: int
+    batch_bytes: int
+    held_bytes: int  # of the largest partition
+    budget: Budget
+    passes: float  # estimated
+
+    @property
+    def bytes(self) -> int:
+        return self.budget.taken + self.batch_bytes + self.held_bytes
+
+    @property
+    def summary(self) -> str:
+        """A few words for the list of jobs."""
+        runs = f", {len(self.partitions)} partitions" if len(self.partitions) > 1 else ""
+        return f"about {self.bytes / 2**30:.1f} GB{runs}, {self.passes:.1f} passes"
+
+    def __str__(self) -> str:
+        rows = {
+            "process and model": self.budget.taken,
+            f"a batch of {self.batch_tokens} tokens": self.batch_bytes,
+            f"the largest of {len(self.partitions)} partitions": self.held_bytes,
+            "together": self.bytes,
+            "of": self.budget.total,
+        }
+        lines = [f"plan of {self.job}: about {self.passes:.1f} passes; memory in GB"]
+        lines += [f"  {name:<40}{amount / 2**30:8.2f}" for name, amount in rows.items()]
+        if self.bytes > self.budget.total:
+            lines.append("  That is more than there is, but cannot be split further; it is tried nevertheless.")
+        return "\n".join(lines)
+
+
+def shape_of(model: PreTrainedModel, blocks: Sequence[Block], lengths: Sequence[int]) -> Shape:
+    """The shape of a model, whose weights may lie on the device `meta`, and of documents of these lengths in tokens."""
+    sizes = {id(p): p.numel() for p in model.parameters()}
+    head = model.get_output_embeddings() or getattr(model, "score", None)
+    looked_up = model.get_input_embeddings().weight
+    multiplied = sum(sizes.values()) - (0 if head.weight is looked_up else looked_up.numel())
+    bytes_of_model = sum(sizes.values()) * model.dtype.itemsize
+    return Shape(
+        tuple(blocks), multiplied, bytes_of_model, head.weight.shape[0], sum(lengths) / len(lengths), max(lengths)
+    )
+
+
+def budget_of(model_bytes: int, memory_mb: float, gpus: int) -> Budget:
+    """Of a job on this machine: what it asked the scheduler for, or what is free on its GPUs beside the model.
+
+    Args:
+        model_bytes: of the model that has been loaded, 0 if there is none.
+    """
+    if gpus:
+        free = sum(torch.cuda.mem_get_info(k)[0] for k in range(gpus))
+        return Budget(model_bytes + int(GPU_FRACTION * free), model_bytes)
+    return Budget(int(memory_mb * 2**20), PROCESS_BYTES + model_bytes)
+
+
+def plan_covariances(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1) -> Plan:
+    """Sums A [I, I] and S [O, O] of some linear maps at a time."""
+
+    def elements(partition: Partition) -> int:
+        activations = {b.module: b.shape[1] ** 2 for b in partition.blocks}
+        return sum(activations.values()) + sum(b.shape[0] ** 2 for b in partition.blocks)
+
+    job = _Job("covariances", shape.blocks, elements, lambda part: 2 * shape.tokens * elements(part), runs=samples)
+    return _plan(job, shape, budget, batch_tokens)
+
+
+def plan_eigenvalues(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1) -> Plan:
+    """Eigenvectors Q_A [I, I], Q_S [O, O] and the sums Λ [O, I] of some linear maps at a time."""
+
+    def elements(partition: Partition) -> int:
+        return sum(factor_elements(partition.blocks))
+
+    # As many flops as elements for each token: both rotations, and the gradient's formation.
+    job = _Job("eigenvalues", shape.blocks, elements, lambda part: 2 * shape.tokens * elements(part), runs=samples)
+    return _plan(job, shape, budget, batch_tokens)
+
+
+def plan_query_gradients(shape: Shape, budget: Budget, batch_tokens: int) -> Plan:
+    """One run; a batch's gradients [B, O, I] are formed and written block by block."""
+    largest = max(_parameters([block]) for block in shape.blocks) / shape.tokens  # for each token of a batch
+    job = _Job(
+        "query gradients",
+        shape.blocks,
+        lambda part: 0,
+        lambda part: 2 * shape.tokens * _parameters(part.blocks),
+        token_elements=largest,
+    )
+    return _plan(job, shape, budget, batch_tokens)
+
+
+def plan_scores(
+    shape: Shape,
+    budget: Budget,
+    batch_tokens: int,
+    queries: Mapping[str, int],
+    reads: Sequence[tuple[str, frozenset[str]]],
+) -> Plan:
+    """Columns of some linear maps, and where even one's are too many, of some queries at a time.
+
+    Args:
+        queries: name of a set of columns → how many it has.
+        reads: (set of columns, blocks that are read of it) of every estimator.
+    """
+    read = {name: frozenset().union(*(blocks for n, blocks in reads if n == name)) for name, _ in reads}
+    blocks = tuple(block for block in shape.blocks if any(block.name in chosen for chosen in read.values()))
+
+    def elements(partition: Partition) -> int:
+        total = 0
+        for name, chosen in read.items():
+            first, stop, _ = partition.queries.indices(queries[name])
+            total += max(0, stop - first) * _parameters([b for b in partition.blocks if b.name in chosen])
+        return total
+
+    def flops(partition: Partition) -> float:
+        return 2 * shape.tokens * _parameters(partition.blocks) + 2 * elements(partition)
+
+    job = _Job("scores", blocks, elements, flops, queries=max((queries[name] for name in read), default=1))
+    return _plan(job, shape, budget, batch_tokens)
+
+
+def split_preconditioning(blocks: Sequence[Block], queries: int, room: float) -> list[Partition]:
+    """Columns and factors that fit into `room` bytes: a linear map's queries as they are, and before and after a product."""
+
+    def elements(partition: Partition) -> int:
+        _, stop, _ = partition.queries.indices(queries)
+        return 3 * (stop - partition.first) * _parameters(partition.blocks) + 2 * sum(factor_elements(partition.blocks))
+
+    return _partitions(blocks, elements, queries, room)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What differs between passes."""
+
+    name: str
+    blocks: tuple[Block, ...]  # that it runs over
+    elements: Callable[[Partition], float]  # numbers that a partition holds
+    flops: Callable[[Partition], float]  # for each document, beside the model's own
+    queries: int = 1
+    runs: int = 1
+    token_elements: float = 0  # numbers for each token of a batch, beside the model's own
+
+
+def _plan(job: _Job, shape: Shape, budget: Budget, batch_tokens: int) -> Plan:
+    """The fewest partitions; among those, the largest batch."""
+    best = None
+    for tokens in _batch_sizes(batch_tokens):
+        maps = {b.module: b.shape[1] + b.shape[0] for b in shape.blocks}
+        for_each = job.token_elements + LOGITS_COPIES * shape.width + MAPS_COPIES * sum(maps.values())
+        batch = FLOAT * max(tokens, shape.longest) * for_each
+        partitions = _partitions(job.blocks, job.elements, job.queries, budget.room - batch)
+        held = FLOAT * max(map(job.elements, partitions), default=0)
+        flops = sum(job.runs * (_run_flops(shape, part) + job.flops(part)) for part in partitions)
+        plan = Plan(
+            job.name,
+            tuple(partitions),
+            tokens,
+            int(batch),
+            int(held),
+            budget,
+            flops / (6 * shape.tokens * shape.parameters),
+        )
+        if best is None or _badness(plan) < _badness(best):
+            best = plan
+    return best
+
+
+def _badness(plan: Plan) -> tuple[int, int]:
+    """Bytes over the budget, then the number of partitions."""
+    return max(0, plan.bytes - plan.budget.total), len(plan.partitions)
+
+
+def _batch_sizes(most: int) -> list[int]:
+    sizes = [most]
+    while sizes[-1] // 2 >= SMALLEST_BATCH:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def _partitions(
+    blocks: Sequence[Block], elements: Callable[[Partition], float], queries: int, room: float
+) -> list[Partition]:
+    """As few runs of consecutive maps as fit into `room` bytes each; a map that alone does not is split by queries."""
+    partitions: list[Partition] = []
+    maps: list[tuple[Block, ...]] = []
+
+    def close() -> None:
+        if maps:
+            partitions.append(Partition(joined(maps)))
+            maps.clear()
+
+    for part in by_map(blocks):
+        if FLOAT * elements(Partition(part)) > room:
+            close()
+            partitions += _by_queries(part, elements, queries, room)
+        else:
+            if FLOAT * elements(Partition(joined([*maps, part]))) > room:
+                close()
+            maps.append(part)
+    close()
+    return partitions
+
+
+def _by_queries(
+    blocks: tuple[Block, ...], elements: Callable[[Partition], float], queries: int, room: float
+) -> list[Partition]:
+    """The fewest equal parts of the queries that fit; a query each if none do."""
+    for parts in range(2, queries + 1):
+        bounds = [k * queries // parts for k in range(parts + 1)]
+        split = [Partition(blocks, first, stop) for first, stop in pairwise(bounds)]
+        if parts == queries or all(FLOAT * elements(part) <= room for part in split):
+            return split
+    return [Partition(blocks)]
+
+
+def _run_flops(shape: Shape, partition: Partition) -> float:
+    """Of a forward pass, and a backward pass for activations down to the partition's first block."""
+    above = 1 - shape.blocks.index(partition.blocks[0]) / len(shape.blocks)
+    return (2 + 2 * above) * shape.parameters * shape.tokens
+
+
+def _parameters(blocks: Sequence[Block]) -> int:
+    return sum(block.shape[0] * block.shape[1] for block in blocks)

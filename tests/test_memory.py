@@ -1,0 +1,365 @@
+"""Partitions, smaller batches and plans change what is in memory, never what comes out."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import random_examples
+from forebear.blocks import Block, tracked_blocks
+from forebear.capture import capture, captured_batches
+from forebear.chain import Curvature
+from forebear.datasets import collate
+from forebear.factors import fit_covariances, fit_eigenvalues
+from forebear.kronecker import Damping, compute_eigenbasis
+from forebear.partitions import Partition, by_map
+from forebear.passes import NotEnoughMemoryError
+from forebear.plan import (
+    Budget,
+    Shape,
+    plan_covariances,
+    plan_eigenvalues,
+    plan_scores,
+    shape_of,
+    split_preconditioning,
+)
+from forebear.query_files import create_query_columns, read_query_columns
+from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
+from forebear.self_influence import self_influence
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return random_examples(4, lengths=[7, 4, 9, 6, 8, 5, 3, 9, 6, 7])
+
+
+@pytest.fixture(scope="module")
+def blocks(model):
+    return tracked_blocks(model, split_heads=True)
+
+
+@pytest.fixture(scope="module")
+def columns(model, blocks, queries):
+    """Two sets of columns of different numbers of queries."""
+    gradients, _ = query_gradients(model, blocks, queries, 40)
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "raw": gradients,
+        "few": {n: torch.randn(2, *g.shape[1:], generator=generator).double() for n, g in gradients.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def requests(blocks):
+    everything = frozenset(block.name for block in blocks)
+    mlp = frozenset(block.name for block in blocks if block.kind == "mlp")
+    return {
+        "dot": Request("raw", everything),
+        "few": Request("few", mlp),
+        "cosine": Request("raw", everything, cosine=True),
+        "cosine-mlp": Request("few", mlp, cosine=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(model, blocks, documents, columns, requests):
+    """Estimator → scores [N, Q] from gradients of all documents as one matrix."""
+    captured = capture(model, blocks, collate(documents, range(len(documents))))
+    scores = {}
+    for name, request in requests.items():
+        chosen = [block for block in blocks if block.name in request.blocks]
+        g = torch.cat([sequence_gradients(captured, block).flatten(1) for block in chosen], 1)
+        v = torch.cat([columns[request.columns][block.name].flatten(1) for block in chosen], 1)
+        scores[name] = g @ v.T
+        if request.cosine:
+            scores[name] /= g.norm(dim=1)[:, None] * v.norm(dim=1)
+    return {name: score.numpy() for name, score in scores.items()}
+
+
+def scored(model, blocks, documents, columns, requests, **options):
+    """Estimator → scores [N, Q] as `pairwise_scores` writes them."""
+    scores = {name: np.full((len(documents), 3), np.nan) for name in requests}
+
+    def write(name, places, values):
+        assert np.isnan(scores[name][places]).all(), "a document was scored twice"
+        scores[name][places, : values.shape[1]] = values
+
+    pairwise_scores(model, blocks, documents, columns, requests, write=write, **{"batch_tokens": 20, **options})
+    return {name: score[:, : (2 if requests[name].columns == "few" else 3)] for name, score in scores.items()}
+
+
+def every_map(blocks):
+    return [Partition(maps) for maps in by_map(blocks)]
+
+
+def every_map_and_query(blocks):
+    return [Partition(maps, k, k + 1) for maps in by_map(blocks) for k in range(3)]
+
+
+def uneven(blocks):
+    cuts = [len(blocks) - 1, 3, 0]  # the last block alone, in another order than the model's
+    return [Partition(tuple(blocks[cuts[0] :])), *(Partition(tuple(blocks[a:b])) for b, a in pairwise(cuts))]
+
+
+PARTITIONS = {"one": lambda blocks: [], "maps": every_map, "maps and queries": every_map_and_query, "uneven": uneven}
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 25])
+@pytest.mark.parametrize("partitions", PARTITIONS.values(), ids=PARTITIONS)
+def test_any_partition_gives_the_dense_scores(
+    model, blocks, documents, columns, requests, expected, partitions, batch_tokens
+):
+    options = {"partitions": partitions(blocks), "batch_tokens": batch_tokens}
+    scores = scored(model, blocks, documents, columns, requests, **options)
+    for name in requests:
+        np.testing.assert_allclose(scores[name], expected[name], rtol=2e-6, atol=1e-6 * np.abs(expected[name]).max())
+    again = scored(model, blocks, documents, columns, requests, **options)
+    assert all((again[name] == scores[name]).all() for name in requests)
+
+
+def test_columns_are_read_from_their_file_in_parts(tmp_path, model, blocks, documents, columns, requests, expected):
+    for name, tensors in columns.items():
+        losses = torch.zeros(len(next(iter(tensors.values()))))
+        with create_query_columns(tmp_path / name, losses, blocks, {}) as file:
+            for block, tensor in tensors.items():
+                file.write(block, slice(None), tensor)
+    stored = {name: read_query_columns(tmp_path / name).columns for name in columns}
+    options = {"partitions": every_map_and_query(blocks)}
+    scores = scored(model, blocks, documents, stored, requests, **options)
+    in_memory = scored(model, blocks, documents, columns, requests, **options)
+    for name in requests:
+        assert (scores[name] == in_memory[name]).all()
+
+
+def test_documents_that_are_skipped_are_left_out_of_every_partition(
+    model, blocks, documents, columns, requests, expected
+):
+    skip = np.zeros(len(documents), bool)
+    skip[[0, 3, 9]] = True
+    scores = scored(model, blocks, documents, columns, requests, skip=skip, partitions=every_map(blocks))
+    for name in requests:
+        assert np.isnan(scores[name][skip]).all()
+        np.testing.assert_allclose(scores[name][~skip], expected[name][~skip], rtol=1e-5, atol=1e-5)
+
+
+def test_factors_of_partitions_are_those_of_all_blocks(model, blocks, documents):
+    whole = fit_covariances(model, blocks, documents, seed=0, batch_tokens=25)
+    basis = compute_eigenbasis(whole)
+    eigenvalues = fit_eigenvalues(model, blocks, documents, basis, seed=0, batch_tokens=25)
+    curvature = Curvature(basis, eigenvalues, Damping(relative=0.1))
+    influence = self_influence(model, blocks, documents, curvature, 25)
+    total = 0
+    for maps in by_map(blocks):
+        part = fit_covariances(model, maps, documents, seed=0, batch_tokens=25)
+        assert list(part.activation) == [maps[0].module]
+        for block in maps:
+            torch.testing.assert_close(part.gradient[block.name], whole.gradient[block.name], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(part.activation[maps[0].module], whole.activation[maps[0].module])
+        found = fit_eigenvalues(model, maps, documents, basis, seed=0, batch_tokens=25)
+        for block in maps:
+            torch.testing.assert_close(found[block.name], eigenvalues[block.name], rtol=1e-10, atol=1e-14)
+        total = total + self_influence(model, maps, documents, curvature, 25)
+    torch.testing.assert_close(total, influence, rtol=1e-10, atol=0)
+
+
+# Memory that runs out
+
+
+ERRORS = {
+    "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "processor": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 34359738368 bytes."),
+    "python": MemoryError(),
+}
+
+
+class Limit:
+    """Lets a model run out of memory at more than so many tokens, and counts how often it did."""
+
+    def __init__(self, model, tokens, error=ERRORS["gpu"]):
+        self.model, self.tokens, self.error, self.failures = copy.deepcopy(model), tokens, error, 0
+        self.model.register_forward_pre_hook(self)
+
+    def __call__(self, _, inputs):
+        if inputs[0].numel() > self.tokens:
+            self.failures += 1
+            raise self.error
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_not_tried(model, blocks, documents, error, capsys):
+    limit = Limit(model, 12, error)
+    run = captured_batches(limit.model, blocks, documents, 40, "test")
+    places = [(batch.indices.tolist(), batch.ids.numel()) for batch, _ in run]
+    assert sorted(k for indices, _ in places for k in indices) == list(range(len(documents)))
+    assert max(tokens for _, tokens in places) <= 12
+    assert limit.failures == 2  # 36 tokens, 18; then it is known
+    assert "test: 36 tokens did not fit into memory; going on with 18" in capsys.readouterr().out
+
+
+def test_results_are_the_same_when_memory_runs_out(model, blocks, documents, queries, columns, requests, expected):
+    small = Limit(model, 12).model
+    scores = scored(small, blocks, documents, columns, requests, batch_tokens=1000, partitions=uneven(blocks))
+    for name in requests:
+        np.testing.assert_allclose(scores[name], expected[name], rtol=2e-6, atol=1e-6 * np.abs(expected[name]).max())
+    for ours, theirs in zip(*(query_gradients(m, blocks, queries, 1000) for m in (small, model)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    ours, theirs = (fit_covariances(m, blocks, documents, seed=0, batch_tokens=1000) for m in (small, model))
+    torch.testing.assert_close(vars(ours), vars(theirs))
+    basis = compute_eigenbasis(theirs)
+    ours, theirs = (fit_eigenvalues(m, blocks, documents, basis, seed=0, batch_tokens=1000) for m in (small, model))
+    torch.testing.assert_close(ours, theirs)
+    curvature = Curvature(basis, theirs, Damping(relative=0.1))
+    ours, theirs = (self_influence(m, blocks, documents, curvature, 1000) for m in (small, model))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_one_sequence_that_does_not_fit_is_an_error_in_a_sentence(model, blocks, documents):
+    with pytest.raises(
+        NotEnoughMemoryError, match="covariances: a sequence of 9 tokens does not fit into memory; lower"
+    ):
+        fit_covariances(Limit(model, 8).model, blocks, documents, seed=0, batch_tokens=100)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(model, blocks, documents):
+    limit = Limit(model, 12, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit_covariances(limit.model, blocks, documents, seed=0, batch_tokens=100)
+    assert limit.failures == 1
+
+
+class Heavy:
+    """Columns of one block, of which memory holds one query's at a time."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __len__(self):
+        return len(self.tensor)
+
+    def __getitem__(self, queries):
+        if len(self.tensor[queries]) > 1:
+            raise MemoryError
+        return self.tensor[queries]
+
+
+def test_partitions_that_do_not_fit_are_halved(model, blocks, documents, columns, requests, expected, capsys):
+    last = blocks[-1].name
+    heavy = {name: {**tensors, last: Heavy(tensors[last])} for name, tensors in columns.items()}
+    scores = scored(model, blocks, documents, heavy, requests)
+    for name in requests:
+        np.testing.assert_allclose(scores[name], expected[name], rtol=2e-6, atol=1e-6 * np.abs(expected[name]).max())
+    assert "Going on with 2 partitions in place of 1." in capsys.readouterr().out
+
+
+def test_a_document_that_does_not_fit_beside_any_queries_is_an_error(model, blocks, documents, columns, requests):
+    with pytest.raises(NotEnoughMemoryError, match="a sequence of 9 tokens"):
+        scored(Limit(model, 8).model, blocks, documents, columns, requests)
+
+
+# Plans
+
+
+def gib(amount):
+    return int(amount * 2**30)
+
+
+def large_blocks(layers=4, hidden=512):
+    """Of a layer: queries, keys and values by role in one map, and two maps of the MLP."""
+    blocks = []
+    for k in range(layers):
+        blocks += [
+            Block(
+                f"{k}/qkv/{role}", f"{k}/qkv", "attention", slice(r * hidden, (r + 1) * hidden), (hidden, hidden), False
+            )
+            for r, role in enumerate("qkv")
+        ]
+        blocks.append(Block(f"{k}/up", f"{k}/up", "mlp", slice(0, 4 * hidden), (4 * hidden, hidden), False))
+        blocks.append(Block(f"{k}/down", f"{k}/down", "mlp", slice(0, hidden), (hidden, 4 * hidden), False))
+    return blocks
+
+
+def shape(tokens=128.0, longest=256):
+    blocks = large_blocks()
+    parameters = sum(b.shape[0] * b.shape[1] for b in blocks) + 1000 * 512
+    return Shape(tuple(blocks), parameters, 4 * parameters, 1000, tokens, longest)
+
+
+def budget(total):
+    return Budget(gib(total), gib(0.5))
+
+
+def planned_scores(total, queries=40, batch_tokens=4096):
+    return plan_scores(
+        shape(), budget(total), batch_tokens, {"raw": queries}, [("raw", frozenset(b.name for b in shape().blocks))]
+    )
+
+
+PLANS = {
+    "scores": planned_scores,
+    "covariances": lambda total: plan_covariances(shape(), budget(total), 4096),
+    "eigenvalues": lambda total: plan_eigenvalues(shape(), budget(total), 4096),
+}
+
+
+@pytest.mark.parametrize("planned", PLANS.values(), ids=PLANS)
+def test_a_plan_covers_everything_within_its_budget_and_less_memory_takes_more_passes(planned):
+    passes = []
+    for total in (32, 2.5, 1.1, 0.8):
+        plan = planned(total)
+        assert [b for part in plan.partitions for b in part.blocks] == list(shape().blocks)
+        for before, after in pairwise(plan.partitions):
+            assert before.blocks[-1].module != after.blocks[0].module, "the blocks of a map were separated"
+        assert plan.bytes <= plan.budget.total
+        passes.append(plan.passes)
+    assert passes == sorted(passes)
+    assert len(planned(32).partitions) == 1
+    assert planned(32).batch_tokens == 4096
+
+
+def test_queries_are_split_where_the_columns_of_one_map_are_too_many():
+    plan = planned_scores(1.5, queries=1000)
+    for block in shape().blocks:
+        slices = [part.queries.indices(1000)[:2] for part in plan.partitions if block in part.blocks]
+        assert [k for first, stop in slices for k in range(first, stop)] == list(range(1000))
+    assert plan.bytes <= plan.budget.total
+    assert any(part.first for part in plan.partitions)
+
+
+def test_what_cannot_be_split_further_is_tried_and_said():
+    plan = plan_covariances(shape(), budget(0.51), 4096)
+    assert len(plan.partitions) == len(by_map(shape().blocks))
+    assert plan.batch_tokens == 256
+    assert "cannot be split further" in str(plan)
+    assert "cannot" not in str(planned_scores(32))
+
+
+def test_passes_by_hand():
+    """Covariances of everything at once: a forward pass, a backward one without weights, and A and S."""
+    s = shape()
+    squares = 4 * (512**2 * 4 + 2048**2 + 512**2 + 512**2 + 2048**2)  # A and three S of qkv, A and S of up and of down
+    expected = (4 * s.parameters + 2 * squares) / (6 * s.parameters)
+    assert plan_covariances(s, budget(32), 4096).passes == pytest.approx(expected, rel=1e-12)
+    tracked = s.parameters - 1000 * 512
+    contracted = (4 * s.parameters + 2 * tracked + 2 * 40 * tracked / 128) / (6 * s.parameters)
+    assert planned_scores(32).passes == pytest.approx(contracted, rel=1e-12)
+
+
+def test_preconditioning_takes_as_many_queries_as_fit():
+    blocks = shape().blocks
+    parts = split_preconditioning(blocks, 200, gib(0.5))
+    for block in blocks:
+        slices = [part.queries.indices(200)[:2] for part in parts if block in part.blocks]
+        assert [k for first, stop in slices for k in range(first, stop)] == list(range(200))
+    largest = 3 * 200 * 2048 * 512 * 4
+    assert len(split_preconditioning(blocks, 200, gib(64))) == 1
+    assert len(parts) > len(by_map(blocks)) > largest / gib(0.5)
+
+
+def test_the_shape_of_a_model_counts_what_tokens_are_multiplied_with(model, documents):
+    found = shape_of(model, tracked_blocks(model), [len(d.ids) for d in documents])
+    embedding = model.get_input_embeddings().weight.numel()
+    assert found.parameters == sum(p.numel() for p in model.parameters()) - embedding
+    assert (found.width, found.tokens, found.longest) == (13, 6.4, 9)
+    assert found.model_bytes == 8 * sum(p.numel() for p in model.parameters())
