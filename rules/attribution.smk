@@ -14,7 +14,7 @@ rule compute_query_gradients:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=memory(4000),
+        **planned("query gradients", 4000, lambda w: (study_of(w).stage_names[-1], "queries")),
         runtime=growing(60),
         gpu=from_study("gpus"),
     params:
@@ -26,7 +26,7 @@ rule compute_query_gradients:
         precision=from_study("precision"),
         engine=engine("compute_query_gradients"),
     message:
-        with_needs("{wildcards.study}: gradients of the queries at the last model")
+        with_needs("{wildcards.study}: gradients of the queries at the last model", planned=True)
     script:
         "../scripts/compute_query_gradients.py"
 
@@ -140,7 +140,13 @@ for study, attributed, stage, estimators in all_passes():
             "../envs/forebear.yaml"
         threads: CONFIG.studies[study].threads
         resources:
-            mem_mb=memory(6000, study),
+            **planned(
+                "scores",
+                6000,
+                lambda w, at=stage, of=Path(scored_records(study, attributed)).stem: (at, of),
+                study,
+                estimators,
+            ),
             runtime=growing(240),
             gpu=CONFIG.studies[study].gpus,
         params:
@@ -154,7 +160,9 @@ for study, attributed, stage, estimators in all_passes():
             precision=CONFIG.studies[study].precision,
             engine=engine("compute_pairwise_scores"),
         message:
-            with_needs(f"{study}: score the documents of {attributed} at the {stage} model")
+            with_needs(
+                f"{study}: score the documents of {attributed} at the {stage} model", planned=True
+            )
         script:
             "../scripts/compute_pairwise_scores.py"
 

@@ -1,5 +1,7 @@
 # Helpers of the other rule files; no rule stands here.
 import os
+from functools import cache
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -36,9 +38,10 @@ wildcard_constraints:
     shards=r"\d+",
 
 
-def with_needs(message):
+def with_needs(message, planned=False):
     """A message that says what the job takes, so that a dry run lists it."""
-    return f"{message} [{{threads}} threads, {{resources.mem_mb}} MB, {{resources.gpu}} GPUs]"
+    plan = "; {resources.plan}" if planned else ""
+    return f"{message} [{{threads}} threads, {{resources.mem_mb}} MB, {{resources.gpu}} GPUs{plan}]"
 
 
 def study_of(wildcards):
@@ -101,6 +104,53 @@ def memory(base, study=None):
     return lambda wildcards, attempt: growing(
         round(base * CONFIG.studies[study or wildcards.study].memory)
     )(wildcards, attempt)
+
+
+@cache
+def expected_plan(study, job, memory_mb, stage, records, estimators):
+    """How a job is expected to fit into memory, or None.
+
+    It takes seconds of imports to know, so that it is asked in dry runs and for published
+    models only: others fit into the default.
+    """
+    described = CONFIG.studies[study]
+    if not workflow.dryrun and not any(s.checkpoint for s in described.stages):
+        return None
+    from forebear import expected
+
+    folder = Path(f"results/{study}")
+    return expected.expected_plan(
+        described, folder, job, memory_mb, stage, records, list(estimators)
+    )
+
+
+def planned(job, base, where, study=None, estimators=()):
+    """Resources of a job that plans its memory: `mem_mb`, and `plan` for its message.
+
+    `base` is the memory (MB) in a study without more of it; a job that cannot fit asks for
+    more. `where` gives the stage at whose model the job runs, and the name of its records.
+    """
+
+    def plan(wildcards):
+        name = study or wildcards.study
+        least = round(base * CONFIG.studies[name].memory)
+        return expected_plan(name, job, least, *where(wildcards), tuple(estimators)), least
+
+    def mem_mb(wildcards, attempt):
+        expected, least = plan(wildcards)
+        on_cpu = expected and not CONFIG.studies[study or wildcards.study].gpus
+        return growing(max(least, expected.bytes >> 20) if on_cpu else least)(wildcards, attempt)
+
+    def told(wildcards):
+        expected, _ = plan(wildcards)
+        return expected.summary if expected else "memory as planned in its log"
+
+    return {"mem_mb": mem_mb, "plan": told}
+
+
+def at_point(wildcards):
+    """Of a curvature point: the stage at whose model it is, and the stage whose data it is about."""
+    return model_of(wildcards.point), data_of(wildcards.point)
 
 
 def threads_of(wildcards):

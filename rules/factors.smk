@@ -15,7 +15,7 @@ rule fit_covariances:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=memory(4000),
+        **planned("covariances", 4000, at_point),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
@@ -30,7 +30,7 @@ rule fit_covariances:
         precision=from_study("precision"),
         engine=engine("fit_covariances"),
     message:
-        with_needs("{wildcards.study}: covariances of {wildcards.point}")
+        with_needs("{wildcards.study}: covariances of {wildcards.point}", planned=True)
     script:
         "../scripts/fit_covariances.py"
 
@@ -77,7 +77,7 @@ rule fit_eigenvalues:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=memory(4000),
+        **planned("eigenvalues", 4000, at_point),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
@@ -92,6 +92,6 @@ rule fit_eigenvalues:
         precision=from_study("precision"),
         engine=engine("fit_eigenvalues"),
     message:
-        with_needs("{wildcards.study}: eigenvalues of {wildcards.point}")
+        with_needs("{wildcards.study}: eigenvalues of {wildcards.point}", planned=True)
     script:
         "../scripts/fit_eigenvalues.py"

@@ -8,7 +8,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-PRELOADED = ["snakemake.cli", "snakemake.workflow", "snakemake.dag", "pandas", "pydantic"]
+PRELOADED = [
+    "snakemake.cli",
+    "snakemake.workflow",
+    "snakemake.dag",
+    "pandas",
+    "pydantic",
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+]
 
 
 class Planner:

@@ -8,7 +8,7 @@ import torch
 
 from conftest import VOCABULARY, fine_tuned, parameter_gradients, random_examples, tiny_model, unpadded_loss
 from forebear import factors
-from forebear.blocks import tracked_blocks
+from forebear.blocks import Block, tracked_blocks
 from forebear.capture import capture, sampled_labels
 from forebear.chain import Curvature, inverse_functions
 from forebear.datasets import IGNORED, batches, collate, number_of_positions
@@ -337,7 +337,8 @@ def test_inverting_never_writes_into_eigenvalues(model, examples, basis, damping
     generator = torch.Generator().manual_seed(0)
     vectors = {b.name: torch.randn(2, *b.shape, generator=generator, dtype=torch.float64) for b in blocks}
     untouched = {name: value.clone() for name, value in vectors.items()}
-    first, second = (precondition(vectors, blocks, basis, inverse_functions(curvature, scale=0.2)) for _ in range(2))
+    functions = inverse_functions(curvature, blocks, scale=0.2)
+    first, second = (precondition(vectors, blocks, basis, functions) for _ in range(2))
     for name in eigenvalues:
         assert torch.equal(first[name], second[name])
         assert torch.equal(eigenvalues[name], before[name])
@@ -346,10 +347,12 @@ def test_inverting_never_writes_into_eigenvalues(model, examples, basis, damping
 
 def test_damping_is_relative_to_the_blocks_own_mean_eigenvalue(basis):
     eigenvalues = {"one": torch.tensor([[1.0, 3.0]]).double(), "two": torch.tensor([[10.0, 30.0]]).double()}
-    functions = inverse_functions(Curvature(basis, eigenvalues, Damping(relative=0.5), pull=4.0), scale=6.0)
+    blocks = [Block(name, name, "mlp", slice(0, 1), (1, 2), False) for name in eigenvalues]
+    functions = inverse_functions(Curvature(basis, eigenvalues, Damping(relative=0.5), pull=4.0), blocks, scale=6.0)
     assert_close(functions["one"], 6 / torch.tensor([[1 + 1 + 4, 3 + 1 + 4]]).double())
     assert_close(functions["two"], 6 / torch.tensor([[10 + 10 + 4, 30 + 10 + 4]]).double())
-    functions = inverse_functions(Curvature(basis, eigenvalues, Damping(absolute=0.5)))
+    functions = inverse_functions(Curvature(basis, eigenvalues, Damping(absolute=0.5)), blocks[1:])
+    assert list(functions) == ["two"]
     assert_close(functions["two"], 1 / torch.tensor([[10.5, 30.5]]).double())
 
 

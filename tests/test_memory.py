@@ -1,17 +1,23 @@
 """Partitions, smaller batches and plans change what is in memory, never what comes out."""
 
 import copy
+import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from transformers import GPTNeoXConfig
 
 from conftest import random_examples
+from copies import ROOT, copy_workflow
 from forebear.blocks import Block, tracked_blocks
 from forebear.capture import capture, captured_batches
 from forebear.chain import Curvature
-from forebear.datasets import collate
+from forebear.config import parse_config
+from forebear.datasets import collate, write_records
+from forebear.expected import expected_plan
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.kronecker import Damping, compute_eigenbasis
 from forebear.partitions import Partition, by_map
@@ -28,6 +34,7 @@ from forebear.plan import (
 from forebear.query_files import create_query_columns, read_query_columns
 from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
 from forebear.self_influence import self_influence
+from plans import Planner
 
 
 @pytest.fixture(scope="module")
@@ -363,3 +370,71 @@ def test_the_shape_of_a_model_counts_what_tokens_are_multiplied_with(model, docu
     assert found.parameters == sum(p.numel() for p in model.parameters()) - embedding
     assert (found.width, found.tokens, found.longest) == (13, 6.4, 9)
     assert found.model_bytes == 8 * sum(p.numel() for p in model.parameters())
+
+
+# What is expected before anything has run
+
+
+def study_with(**changes):
+    config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    config["studies"]["tiny"].update(changes)
+    return parse_config(config).studies["tiny"]
+
+
+def expect(study, folder, job="scores", stage="pretraining", records="pretraining", memory_mb=4000):
+    return expected_plan(study, folder, job, memory_mb, stage, records, ["multistage-ekfac", "gradient-dot", "cg"])
+
+
+@pytest.mark.parametrize("job", ["covariances", "eigenvalues", "query gradients", "scores"])
+def test_jobs_are_planned_from_the_config_alone(tmp_path, job):
+    plan = expect(study_with(), tmp_path, job)
+    names = [b.name for part in plan.partitions for b in part.blocks]
+    assert names == [
+        f"gpt_neox/layers/0/{b}"
+        for b in ("attention/query_key_value", "attention/dense", "mlp/dense_h_to_4h", "mlp/dense_4h_to_h")
+    ]
+    assert 0.4 < plan.bytes / 2**30 < 1
+    assert plan.summary in f"about {plan.bytes / 2**30:.1f} GB, {plan.passes:.1f} passes"
+
+
+def test_files_that_are_there_count_more_than_the_config(tmp_path):
+    before = expect(study_with(), tmp_path)
+    config = GPTNeoXConfig(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, vocab_size=99
+    )
+    config.save_pretrained(tmp_path / "models/pretraining")
+    (tmp_path / "data").mkdir()
+    write_records(tmp_path / "data/pretraining.jsonl", [{"text": "a b c"}] * 4)
+    write_records(tmp_path / "data/queries.jsonl", [{"prompt": "a", "completion": "b"}] * 500)
+    after = expect(study_with(), tmp_path)
+    assert len({b.name for part in after.partitions for b in part.blocks}) == 12
+    elements = sum(b.shape[0] * b.shape[1] for part in after.partitions for b in part.blocks)
+    assert after.held_bytes == 4 * elements * (500 + 500 + 5)  # a solver's columns are those of five queries
+    assert after.passes > 10 * before.passes
+
+
+def test_a_published_models_shape_is_known_once_its_config_is_there(tmp_path):
+    stages = [
+        {"name": "pretraining", "checkpoint": str(tmp_path / "published"), "damping": 0.1},
+        {"name": "finetuning", "training": {"epochs": 1, "learning_rate": 1e-4}, "damping": 0.1},
+    ]
+    study = study_with(stages=stages, model=None, estimators=["multistage-ekfac"])
+    assert expect(study, tmp_path, stage="finetuning") is None
+    GPTNeoXConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=2, vocab_size=99).save_pretrained(
+        tmp_path / "published"
+    )
+    assert len(expect(study, tmp_path, stage="finetuning").partitions[0].blocks) == 12
+
+
+@pytest.mark.slow
+def test_a_dry_run_tells_memory_and_passes(tmp_path):
+    planner = Planner()
+    output = planner.run(copy_workflow(tmp_path, yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())), "--dry-run")
+    planner.close()
+    for job in (
+        "covariances of pretraining",
+        "eigenvalues of finetuning",
+        "gradients of the queries",
+        "score the documents",
+    ):
+        assert re.search(rf"tiny: {job}.* \[1 threads, \d+ MB, 0 GPUs; about 0\.\d GB, \d+\.\d passes\]", output), job

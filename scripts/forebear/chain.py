@@ -97,7 +97,8 @@ def unroll_chain(
     vectors = dict(gradients)
     for segment in segments:
         function = remaining if segment.later else unrolled_inverse
-        functions = {b.name: function(segment.eigenvalues[b.name], segment.time) for b in blocks}
+        values = {b.name: segment.eigenvalues[b.name] for b in blocks if b.name in segment.eigenvalues}
+        functions = {block: function(value, segment.time) for block, value in values.items()}
         vectors = precondition(vectors, blocks, segment.basis, functions, device)
     return vectors
 

@@ -1,0 +1,121 @@
+"""What a job is expected to take before anything has run: from the config, and from files as far as they are there.
+
+This tells a dry run about memory and passes; the job itself plans again, with what it finds.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from forebear.blocks import tracked_blocks
+from forebear.config import Study
+from forebear.datasets import full_text
+from forebear.estimators import COLUMNS, ESTIMATORS
+from forebear.plan import (
+    Budget,
+    Plan,
+    budget_of,
+    plan_covariances,
+    plan_eigenvalues,
+    plan_query_gradients,
+    plan_scores,
+    shape_of,
+)
+
+WORDS = 4000  # assumed of a vocabulary that is made from documents which are not there yet
+QUERIES = 100  # assumed where neither the config nor a file says how many there are
+RELATIONS = 4  # questions about a country
+
+Job = Literal["covariances", "eigenvalues", "query gradients", "scores"]
+
+
+def expected_plan(
+    study: Study,
+    folder: Path,
+    job: Job,
+    memory_mb: float,
+    stage: str,
+    records: str,
+    estimators: Sequence[str] = (),
+) -> Plan | None:
+    """The plan of a job within `memory_mb`, or on GPUs whatever it takes; None where the model's shape is not known yet.
+
+    Args:
+        folder: of the study's results.
+        stage: at whose model the job looks at its documents.
+        records: the name of these, as in the folder `data`.
+        estimators: those that a scoring job serves.
+    """
+    config = _model_config(study, folder, stage)
+    if config is None:
+        return None
+    model = _model_without_weights(config.to_json_string(), study.precision)
+    blocks = tracked_blocks(model, study.split_heads)
+    shape = shape_of(model, blocks, _lengths(folder / "data" / f"{records}.jsonl", study.max_length))
+    budget = Budget(1 << 62, shape.model_bytes) if study.gpus else budget_of(shape.model_bytes, memory_mb, 0)
+    if job == "covariances":
+        return plan_covariances(shape, budget, study.batch_tokens, study.label_samples)
+    if job == "eigenvalues":
+        return plan_eigenvalues(shape, budget, study.batch_tokens, study.label_samples)
+    if job == "query gradients":
+        return plan_query_gradients(shape, budget, study.batch_tokens)
+    total = _number_of_queries(study, folder / "data/queries.jsonl")
+    read = [ESTIMATORS[name] for name in estimators]
+    queries = {e.columns: min(total, study.solvers.queries) if COLUMNS[e.columns].solver else total for e in read}
+    reads = [(e.columns, frozenset(block.name for block in blocks if block.kind in e.kinds)) for e in read]
+    return plan_scores(shape, budget, study.batch_tokens, queries, reads)
+
+
+def _model_config(study: Study, folder: Path, name: str) -> PreTrainedConfig | None:
+    """Of a stage's model if it is there, else of the published one or of the one that the stage starts from."""
+    stage = study.stage(name)
+    known = [folder / kind / name / "config.json" for kind in ("models", "checkpoints")]
+    if stage.checkpoint and stage.checkpoint.path:
+        known.append(stage.checkpoint.path / "config.json")
+    elif stage.checkpoint and stage.checkpoint.hub:
+        cached = try_to_load_from_cache(stage.checkpoint.hub, "config.json", revision=stage.checkpoint.revision)
+        known += [Path(cached)] if isinstance(cached, str) else []
+    for path in known:
+        if path.is_file():
+            return AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
+    if stage.checkpoint:
+        return None
+    place = study.stage_names.index(name)
+    if place:
+        return _model_config(study, folder, study.stage_names[place - 1])
+    return AutoConfig.for_model(**{"vocab_size": WORDS, **study.model})
+
+
+@cache
+def _model_without_weights(config: str, precision: str) -> PreTrainedModel:
+    """A language model, also for a classifier, whose head is smaller."""
+    with torch.device("meta"):
+        described = AutoConfig.for_model(**json.loads(config))
+        return AutoModelForCausalLM.from_config(described, dtype=getattr(torch, precision))
+
+
+def _lengths(path: Path, max_length: int) -> list[int]:
+    """Words of the records, in place of tokens; of one record of the greatest length if there are none yet."""
+    if not path.is_file():
+        return [max_length]
+    with path.open(encoding="utf-8") as handle:
+        return [min(max_length, 2 + len(full_text(json.loads(line)).split())) for line in handle] or [max_length]
+
+
+def _number_of_queries(study: Study, path: Path) -> int:
+    """As many as are prepared, or as the config says."""
+    corpus = study.corpus
+    for file in (path, getattr(corpus, "queries", None)):
+        if isinstance(file, Path) and file.is_file():
+            with file.open("rb") as handle:
+                return sum(1 for _ in handle)
+    for key, questions in (("query_passages", 1), ("query_countries", RELATIONS), ("queries", 1)):
+        if isinstance(count := getattr(corpus, key, None), int):
+            return questions * count
+    return QUERIES
