@@ -27,11 +27,7 @@ onstart:
 rule all:
     default_target: True
     input:
-        (
-            ["results/figures/spearman.png", "results/figures/damping.png"]
-            if CONFIG.studies[CONFIG.study].retrainable
-            else []
-        ),
+        [f"results/figures/{figure}.png" for figure in figures_of(CONFIG.study)],
         f"results/{CONFIG.study}/evaluation.csv",
         f"results/{CONFIG.study}/proponents.md",
         f"results/{CONFIG.study}/pages/proponents.html",

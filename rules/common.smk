@@ -369,10 +369,29 @@ def study_files(wildcards):
     for estimator in study.computed:
         files += overhead_files(wildcards.study, estimator) + scores_files(wildcards, estimator)
     names = ["queries/answers.jsonl", "evaluation.csv", "evaluation.json", "proponents.md"]
+    names += [f"{figure}.png" for figure in figures_of(wildcards.study)]
     if study.retrainable:
-        names += [f"ground_truth/{name}.h5" for name in ("subsets", "bank")]
-        names += ["spearman.png", "damping.png", "damping.csv"]
+        names += ["ground_truth/subsets.h5", "ground_truth/bank.h5", "damping.csv"]
     return list(dict.fromkeys(files + [f"{folder}/{name}" for name in names]))
+
+
+def sized(wildcards):
+    """What the figure of cost against size measures."""
+    if not study_of(wildcards).cost.sizes:
+        raise WorkflowError(
+            f"{wildcards.study}: `cost.sizes` is empty, so there is nothing to measure; "
+            "studies/validation.yaml has six sizes."
+        )
+    return study_of(wildcards).cost.model_dump()
+
+
+def figures_of(study):
+    """The figures that a study has."""
+    described = CONFIG.studies[study]
+    figures = ["spearman", "damping"] if described.retrainable else []
+    if {"reference", "reference-check"} <= set(described.computed):
+        figures.append("spearman_cg")
+    return figures + ["cost_by_size"] * bool(described.cost.sizes)
 
 
 def compared(study):

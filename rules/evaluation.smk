@@ -130,3 +130,32 @@ rule compare_with_reference:
         "{wildcards.study}: compare the estimators with the converged reference"
     script:
         "../scripts/compare_with_reference.py"
+
+
+rule measure_costs:
+    input:
+        records=lambda w: f"results/{w.study}/data/{study_of(w).attributed[0]}.jsonl",
+        queries="results/{study}/data/queries.jsonl",
+    output:
+        table="results/{study}/cost_by_size.csv",
+        summary="results/{study}/cost_by_size.json",
+    log:
+        "results/{study}/logs/measure_costs.log",
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        model=from_study("model"),
+        cost=sized,
+        split_heads=from_study("split_heads"),
+        batch_tokens=from_study("batch_tokens"),
+        max_length=from_study("max_length"),
+        seed=from_study("training_seed"),
+        engine=engine("measure_costs"),
+    message:
+        "{wildcards.study}: time fitting and scoring at models of several sizes"
+    script:
+        "../scripts/measure_costs.py"

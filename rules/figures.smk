@@ -59,7 +59,12 @@ rule plot_agreement:
         table="results/{study}/agreement.csv",
         summary="results/{study}/agreement.json",
     output:
-        figure="results/{study}/spearman_cg.png",
+        figure=report(
+            "results/{study}/spearman_cg.png",
+            category="Evaluation",
+            labels={"study": "{study}", "what": "agreement with the converged reference"},
+            caption="captions/spearman_cg.rst",
+        ),
     log:
         "results/{study}/logs/plot_agreement.log",
     conda:
@@ -76,6 +81,33 @@ rule plot_agreement:
         "../scripts/plot_agreement.py"
 
 
+rule plot_costs:
+    input:
+        table="results/{study}/cost_by_size.csv",
+        summary="results/{study}/cost_by_size.json",
+    output:
+        figure=report(
+            "results/{study}/cost_by_size.png",
+            category="Evaluation",
+            labels={"study": "{study}", "what": "cost against model size"},
+            caption="captions/cost_by_size.rst",
+        ),
+    log:
+        "results/{study}/logs/plot_costs.log",
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(10),
+    params:
+        study="{study}",
+        engine=engine("plot_costs"),
+    message:
+        "{wildcards.study}: plot cost against model size"
+    script:
+        "../scripts/plot_costs.py"
+
+
 # The figures of the study that the config names.
 rule publish_figure:
     input:
@@ -85,7 +117,7 @@ rule publish_figure:
     log:
         "results/figures/{figure}.log",
     wildcard_constraints:
-        figure="spearman|damping|spearman_cg",
+        figure="spearman|damping|spearman_cg|cost_by_size",
     localrule: True
     conda:
         "../envs/forebear.yaml"

@@ -1,5 +1,6 @@
-"""The studies midtraining and speeches, made tiny, run to their figures."""
+"""The embedded studies, made tiny, run to their figures."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -21,22 +22,34 @@ MODEL = {
 CORPORA = {
     "midtraining": {"embedded": "midtraining", "countries": 6, "query_countries": 2, "passages": 8},
     "speeches": {"embedded": "speeches", "passages": 16, "query_passages": 6},
+    "validation": {"embedded": "prose", "passages": 16, "query_passages": 3},
 }
 ESTIMATORS = ["multistage-ekfac", "singlestage-ekfac", "gradient-dot", "embedding", "bm25"]
 
 
-def run(name: str, folder: Path) -> tuple[pd.DataFrame, str]:
-    """The table and the page of proponents of a study whose data, model and ground truth are tiny."""
+def tiny(name: str, **changes) -> dict:
+    """The config of a study with tiny data, model and ground truth."""
     config = yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())
     study = config["studies"][name]
     for stage in study["stages"]:
         stage["training"]["epochs"] = 1
     study |= {"corpus": CORPORA[name], "model": MODEL, "estimators": ESTIMATORS}
-    study["ground_truth"] = {"subsets": 3, "repeats": 3, "shards": 1}
-    results = copy_workflow(folder, config) / "results" / name
-    finished = snakemake(folder, *(f"results/{name}/{file}" for file in ("spearman.png", "proponents.md")))
+    study |= {"ground_truth": {"subsets": 3, "repeats": 3, "shards": 1}, **changes}
+    return config
+
+
+def finish(folder: Path, config: dict, *targets: str) -> None:
+    """Run the workflow to these targets, figures and others."""
+    finished = snakemake(copy_workflow(folder, config), *targets)
     assert finished.returncode == 0, finished.stdout
-    assert (results / "spearman.png").stat().st_size > 10_000
+    for figure in (target for target in targets if target.endswith(".png")):
+        assert (folder / figure).stat().st_size > 10_000
+
+
+def run(name: str, folder: Path) -> tuple[pd.DataFrame, str]:
+    """The table and the page of proponents of a tiny study."""
+    results = folder / "results" / name
+    finish(folder, tiny(name), *(f"results/{name}/{file}" for file in ("spearman.png", "proponents.md")))
     return pd.read_csv(results / "evaluation.csv").set_index("estimator"), (results / "proponents.md").read_text()
 
 
@@ -56,3 +69,23 @@ def test_where_the_head_was_replaced_the_table_says_what_is_undefined(tmp_path):
     assert defined[["lds", "scoring_seconds"]].notna().all(axis=None)
     assert defined["undefined"].isna().all()
     assert "Right answer: Democratic" in page
+
+
+def test_validation_compares_with_a_converged_reference_and_times_models_of_several_sizes(tmp_path):
+    sizes = [{"hidden_size": width} for width in (8, 12, 16)]
+    config = tiny(
+        "validation",
+        estimators=["multistage-ekfac", "reference", "reference-check"],
+        cost={"sizes": sizes, "documents": 4, "queries": 2, "repeats": 1},
+    )
+    finish(tmp_path, config, "results/figures/spearman_cg.png", "results/figures/cost_by_size.png")
+    results = tmp_path / "results/validation"
+    table = pd.read_csv(results / "agreement.csv").set_index("estimator")
+    assert list(table.index) == ["multistage-ekfac"]
+    assert table.notna().all(axis=None)
+    summary = json.loads((results / "agreement.json").read_text())
+    assert summary["agreement_of_two_runs"]["spearman"] > 0.99
+    times = pd.read_csv(results / "cost_by_size.csv")
+    assert times["hidden_size"].unique().tolist() == [8, 12, 16]
+    growth = json.loads((results / "cost_by_size.json").read_text())["growth"]
+    assert {row["step"] for row in growth} == set(times["step"])

@@ -119,6 +119,7 @@ EDITS = {
     "`ground_truth.fraction`": 0.4,
     "`ground_truth.repeats`": 4,
     "`ground_truth.shards`": 3,
+    "`cost.sizes`": [{"hidden_size": 8}, {"hidden_size": 12}, {"hidden_size": 20}],
     "`top`": 3,
     "`seed`": 1,
     "`training_seed`": 1,

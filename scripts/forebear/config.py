@@ -153,6 +153,26 @@ class Solvers(Section):
     """Sequences behind each of its steps."""
 
 
+class Cost(Section):
+    """The figure of cost against model size, on freshly initialised models."""
+
+    sizes: list[dict[str, int]] = Field([])
+    """Options that replace those of `model`, one entry a model; at least three models."""
+    documents: int = Field(100, ge=1)
+    """How many of the first attributed stage's documents they are fitted on and score."""
+    queries: int = Field(10, ge=1)
+    """For how many of the queries."""
+    repeats: int = Field(3, ge=1)
+    """Everything is measured so many times; the median counts."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _enough(cls, value):
+        if 0 < len(value) < 3:
+            raise ValueError("needs at least three sizes, or none")
+        return value
+
+
 class Study(Section):
     """A chain of stages, its data, and what is computed on it."""
 
@@ -184,6 +204,8 @@ class Study(Section):
     """The estimator `trak`."""
     solvers: Solvers = Solvers()
     """What the estimators on the exact Gauss-Newton matrix may cost."""
+    cost: Cost = Cost()
+    """What results/figures/cost_by_size.png measures."""
     top: int = Field(5, ge=1)
     """Documents shown for and against each query."""
     seed: int = Field(0, ge=0)
@@ -272,6 +294,8 @@ class Study(Section):
     def _trained_stages_can_be_trained(self):
         if (self.model is None) == (self.stages[0].checkpoint is None):
             raise ValueError("give `model` if the first stage has `training`, and only then")
+        if self.cost.sizes and self.model is None:
+            raise ValueError("`cost.sizes` changes `model`, but the first stage is a published one")
         for stage in self.stages[1:]:
             if stage.checkpoint and stage.alpha == "auto":
                 raise ValueError(f"the stage {stage.name!r} has no training record to read `alpha` off; give a number")
@@ -449,6 +473,7 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (Study, "sweep"): (("", Sweep),),
     (Study, "trak"): (("", Trak),),
     (Study, "solvers"): (("", Solvers),),
+    (Study, "cost"): (("", Cost),),
     (Stage, "training"): (("", Training),),
     (Stage, "checkpoint"): (("", Checkpoint),),
     (Stage, "damping"): (("", Damping),),
