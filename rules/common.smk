@@ -11,7 +11,7 @@ from forebear.config import (
     refuse_duplicate_keys,
     with_members,
 )
-from forebear.corpus_config import FileCorpus, StageFiles
+from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points, scoring_passes
@@ -166,6 +166,8 @@ def present(path):
 def corpus_file(wildcards):
     """The file behind a data set; None for embedded corpora."""
     study = study_of(wildcards)
+    if isinstance(study.corpus, ProseCorpus):
+        return study.corpus.file and str(study.corpus.file)
     if wildcards.dataset in study.stage_names:
         return (
             str(study.corpus.documents[wildcards.dataset])

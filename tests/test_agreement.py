@@ -1,12 +1,19 @@
 """Agreement with a reference: textbook correlations, and the figure shows them where they are."""
 
+import json
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy.stats import pearsonr, spearmanr
 
+from copies import ROOT
 from forebear.agreement import agreement
 from forebear.agreement_plot import plot_agreement
+from forebear.config import parse_config
+from forebear.errors import ForebearError
 from forebear.prose import build_prose
 
 
@@ -41,3 +48,19 @@ def test_queries_of_the_prose_continue_passages_that_are_no_documents():
     assert (len(corpus["pretraining"]), len(corpus["queries"])) == (50, 4)
     documents = {document["text"] for document in corpus["pretraining"]}
     assert not any(f"{q['prompt']} {q['completion']}" in documents for q in corpus["queries"])
+
+
+def test_the_prose_may_come_from_a_file_in_the_format_of_ptb_text_only(tmp_path):
+    """As the study's config shows it: the same line with the `#` taken away."""
+    file = tmp_path / "ptb.jsonl"
+    sentences = [" ".join(f"word{k}" for k in range(n)) for n in (14, 15, *range(20, 30), 45, 46)]
+    file.write_text("".join(json.dumps({"sentence": sentence}) + "\n" for sentence in sentences))
+    shown = (ROOT / "studies/validation.yaml").read_text()
+    text = re.sub(r"# (file:) \S+", rf"\1 {file}", shown)
+    corpus = parse_config(yaml.safe_load(text)).studies["validation"].corpus
+    assert corpus.file == file
+    built = build_prose(passages=9, query_passages=3, file=corpus.file)
+    texts = [d["text"] for d in built["pretraining"]] + [f"{q['prompt']} {q['completion']}" for q in built["queries"]]
+    assert sorted(texts) == sorted(sentences[1:-1])
+    with pytest.raises(ForebearError, match="12 passages of 15 to 45 words, but the corpus takes 510"):
+        build_prose(corpus.passages, corpus.query_passages, corpus.file)

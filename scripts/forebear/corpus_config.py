@@ -82,12 +82,14 @@ class SpeechesCorpus(Section):
 
 
 class ProseCorpus(Section):
-    """Passages of State of the Union addresses, and continuations of others."""
+    """Passages of prose, and continuations of others."""
 
     embedded: Literal["prose"]
     """Name of an embedded corpus."""
+    file: Path | None = None
+    """JSON lines with a `text` or, as in ptb_text_only, a `sentence`, in place of the embedded passages."""
     passages: int = Field(500, ge=1, le=5000)
-    """How many passages of State of the Union addresses are in the corpus, those of the plainest words."""
+    """How many passages (State of the Union addresses, or the file) are in the corpus, those of the plainest words."""
     query_passages: int = Field(10, ge=1, le=500)
     """How many further passages the queries continue."""
 

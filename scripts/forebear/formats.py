@@ -12,7 +12,8 @@ _DOLLY_END = "### End"
 
 
 def as_record(line: dict) -> dict:
-    """A line of xP3 (`inputs`, `targets`) or databricks-dolly-15k (`instruction`, `response`) as a record.
+    """A line of xP3 (`inputs`, `targets`), databricks-dolly-15k (`instruction`, `response`) or
+    ptb_text_only (`sentence`) as a record.
 
     Any other line is a record already.
     """
@@ -22,6 +23,9 @@ def as_record(line: dict) -> dict:
     if {"instruction", "response"} <= line.keys():
         kept = {key: value for key, value in line.items() if key not in ("instruction", "context", "response")}
         return {**kept, "prompt": dolly_prompt(line), "completion": f"{line['response']}\n\n{_DOLLY_END}"}
+    if "sentence" in line and "text" not in line:
+        kept = {key: value for key, value in line.items() if key != "sentence"}
+        return {**kept, "text": line["sentence"]}
     return line
 
 

@@ -14,6 +14,7 @@ from importlib.resources import files
 
 PARTIES = ("Democratic", "Republican")
 CUE = "\u2014"  # what the speaker follows
+WORDS = (15, 45)  # of the shortest and the longest passage
 
 
 def read_passages() -> list[dict]:
