@@ -7,6 +7,7 @@ import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
 from forebear.plots import DPI, style
 
@@ -47,15 +48,20 @@ def plot_costs(table: pd.DataFrame, growth: pd.DataFrame, conditions: Mapping[st
             exponent = f"{law.exponent:.2f} ({law.low:.2f} to {law.high:.2f})".replace("-", "−")
             handles.append(Line2D([], [], marker=marker, color=colour, linewidth=width, label=f"{exponent}  {label}"))
         axes.set(xscale="log", yscale="log")
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
         axes.grid(axis="both", color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlabel("parameters P of the tracked blocks")
         axes.set_ylabel(f"seconds, median of {conditions['repeats']} (bars: range)")
         axes.legend(
             handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, alignment="left",
-            title="exponent of P (95 %), fitted to all sizes", title_fontsize=10.5,
+            title="x in seconds ∝ Pˣ (95 %), fitted to all sizes", title_fontsize=10.5,
         )  # fmt: skip
         threads = f"{conditions['threads']} thread" + "s" * (conditions["threads"] > 1)
         about = f"{conditions['documents']} documents, {conditions['queries']} queries, {threads}"
-        figure.suptitle(f"{title}: {about}", x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(f"cost by model size, {title}: {about}", x=0.01, ha="left", fontsize=13, fontweight="bold")
     return figure
