@@ -30,5 +30,7 @@ losses = torch.empty(len(point.examples))
 attributes = {"study": params.study, **point.digests}
 with create_query_columns(snakemake.output.gradients, losses, point.blocks, attributes) as file:
     with measured() as cost:
-        losses[:] = stream_query_gradients(point.model, point.blocks, point.examples, plan.batch_tokens, file.write)
+        losses[:] = stream_query_gradients(
+            point.model, point.blocks, point.examples, plan.batch_tokens, file.write_part
+        )
     file.note(cost)

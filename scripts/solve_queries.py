@@ -11,6 +11,7 @@ import json
 from forebear.gauss_newton import GaussNewton
 from forebear.links import open_link
 from forebear.manifests import point_digests
+from forebear.outer import formed
 from forebear.points import open_point
 from forebear.query_files import create_query_columns, read_query_columns
 from forebear.solved_chain import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
@@ -31,7 +32,7 @@ for link, *sources in zip(
     links.append(Link(link["point"], operator, curvature, scale))
 
 with measured() as cost:
-    gradients = {block: columns[places] for block, columns in queries.of(queries.blocks).items()}
+    gradients = {block: formed(part[places]) for block, part in queries.of(queries.blocks).items()}
     columns, solutions = solve_chain(gradients, queries.blocks, links, params.solver, options, params.seed)
 solves = [
     {

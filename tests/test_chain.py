@@ -14,6 +14,7 @@ from forebear.errors import ForebearError
 from forebear.estimators import inverse_points
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.kronecker import Damping, Eigenbasis, compute_eigenbasis
+from forebear.outer import formed
 from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
 from forebear.self_influence import self_influence
 from forebear.sweep import Grid, subset_gradients, sweep
@@ -35,7 +36,8 @@ class Chain:
             self.curvatures.append(Curvature(basis, eigenvalues, DAMPINGS[stage], PULLS[stage]))
             captured = capture(model, self.blocks, collate(examples, range(len(examples))))
             self.documents.append({block.name: sequence_gradients(captured, block) for block in self.blocks})
-        self.queries = [query_gradients(model, self.blocks, queries, 40)[0] for model in models]
+        unformed = [query_gradients(model, self.blocks, queries, 40)[0] for model in models]
+        self.queries = [{name: formed(part) for name, part in gradients.items()} for gradients in unformed]
 
     def links(self, stage, last):
         """(curvature, scale) from the last stage to the documents', as the score reads them."""

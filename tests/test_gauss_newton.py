@@ -13,6 +13,7 @@ from forebear.errors import ForebearError
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.gauss_newton import GaussNewton, pack, unpack
 from forebear.kronecker import Damping, compute_eigenbasis
+from forebear.outer import formed
 from forebear.scoring import query_gradients
 from forebear.solved_chain import Link, SolverOptions, dampings, solve_chain
 
@@ -63,7 +64,8 @@ class Stages:
 
     def __init__(self, models, stage_examples, queries, split_heads):
         self.blocks = [b for b in tracked_blocks(models[0], split_heads) if "layers/1" in b.name]
-        self.gradients, _ = query_gradients(models[1], self.blocks, queries, 40)
+        gradients, _ = query_gradients(models[1], self.blocks, queries, 40)
+        self.gradients = {name: formed(part) for name, part in gradients.items()}
         self.operators, self.dense, self.links = [], [], []
         for k in range(2):
             model, examples = models[k], stage_examples[k][:4]

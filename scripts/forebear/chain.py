@@ -16,6 +16,7 @@ from torch import Tensor
 
 from forebear.blocks import Block
 from forebear.kronecker import Damping, Eigenbasis, damped_inverse, precondition, remaining, unrolled_inverse
+from forebear.outer import Matrices, formed
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def inverse_functions(curvature: Curvature, blocks: Sequence[Block], scale: floa
 
 
 def precondition_chain(
-    gradients: Mapping[str, Tensor],
+    gradients: Mapping[str, Matrices],
     blocks: Sequence[Block],
     links: Sequence[tuple[Curvature, float]],
     device: torch.device | str = "cpu",
@@ -60,7 +61,7 @@ def precondition_chain(
     vectors = dict(gradients)
     for curvature, scale in links:
         vectors = precondition(vectors, blocks, curvature.basis, inverse_functions(curvature, blocks, scale), device)
-    return vectors
+    return {block: formed(matrices) for block, matrices in vectors.items()}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Segment:
 
 
 def unroll_chain(
-    gradients: Mapping[str, Tensor],
+    gradients: Mapping[str, Matrices],
     blocks: Sequence[Block],
     segments: Sequence[Segment],
     device: torch.device | str = "cpu",
@@ -100,7 +101,7 @@ def unroll_chain(
         values = {b.name: segment.eigenvalues[b.name] for b in blocks if b.name in segment.eigenvalues}
         functions = {block: function(value, segment.time) for block, value in values.items()}
         vectors = precondition(vectors, blocks, segment.basis, functions, device)
-    return vectors
+    return {block: formed(matrices) for block, matrices in vectors.items()}
 
 
 def training_time(record: Mapping[str, float], adam: bool = True) -> float:

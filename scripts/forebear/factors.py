@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forebear.blocks import Block, device_of
 from forebear.capture import captured_batches, sampled_labels, working_dtype
 from forebear.datasets import Example, number_of_positions
-from forebear.kronecker import Covariances, Eigenbasis
+from forebear.kronecker import Covariances, Eigenbasis, rotated
 from forebear.memory import aligned, aligned_empty
 
 CHUNK_ELEMENTS = 1 << 20  # of gradients formed at once: 4 MiB in float32
@@ -100,13 +100,6 @@ def _second_moment(vectors: Tensor, counted: Tensor) -> Tensor:
         torch.mm(chosen[:, first:last].T, chosen[:, first:], out=moment[first:last, first:])
         moment[last:, first:last] = moment[first:last, last:].T
     return moment
-
-
-def rotated(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Vectors [B, T, D] in a basis [D, D]."""
-    rotated = aligned_empty(vectors, *vectors.shape)
-    torch.mm(vectors.flatten(0, 1), basis, out=rotated.flatten(0, 1))
-    return rotated
 
 
 def gradients_in_chunks(g: Tensor, a: Tensor) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from forebear.blocks import Block
 from forebear.errors import ForebearError
 from forebear.memory import aligned, aligned_empty
+from forebear.outer import Matrices, OuterProducts
 from forebear.progress import progress
 
 CHUNK_ELEMENTS = 1 << 20  # of vectors rotated at once: 4 MiB in float32
@@ -108,27 +109,41 @@ class Damping:
         return self.absolute if self.relative is None else self.relative * eigenvalues.mean().item()
 
 
-def apply_in_eigenbasis(vectors: Tensor, left: Tensor, right: Tensor, values: Tensor) -> Tensor:
+def rotated(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Vectors [B, T, D] in a basis [D, D]."""
+    rotated = aligned_empty(vectors, *vectors.shape)
+    torch.mm(vectors.flatten(0, 1), basis, out=rotated.flatten(0, 1))
+    return rotated
+
+
+def apply_in_eigenbasis(vectors: Matrices, left: Tensor, right: Tensor, values: Tensor) -> Tensor:
     """Q_S [(Q_Sᵀ V Q_A) ⊙ values] Q_Aᵀ for every V of [Q, O, I]: a function of the curvature times V.
 
-    A few at a time, so that temporaries are small and their memory is used again.
+    A few at a time, so that temporaries are small and their memory is used again. Of matrices
+    that were not formed yet the tokens' vectors are rotated, which saves half of the work.
     """
-    result = torch.empty_like(vectors)
     rows, width = values.shape
     chunk = max(1, min(len(vectors), CHUNK_ELEMENTS // values.numel()))
     left, right, values = aligned(left), aligned(right), aligned(values)
+    if isinstance(vectors, OuterProducts):
+        vectors = OuterProducts(rotated(vectors.left, left), rotated(vectors.right, right))
+    result = values.new_empty(len(vectors), rows, width)
     inner, outer = (aligned_empty(values, chunk, rows, width) for _ in range(2))
-    for part, out in zip(vectors.split(chunk), result.split(chunk), strict=True):
+    for first in range(0, len(vectors), chunk):
+        part, out = vectors[first : first + chunk], result[first : first + chunk]
         x, y = inner[: len(part)], outer[: len(part)]
-        torch.mm(x.copy_(part).flatten(0, 1), right, out=y.flatten(0, 1))
-        torch.matmul(left.T, y, out=x)
+        if isinstance(part, OuterProducts):
+            part.formed(out=x)
+        else:
+            torch.mm(x.copy_(part).flatten(0, 1), right, out=y.flatten(0, 1))
+            torch.matmul(left.T, y, out=x)
         torch.mm(x.mul_(values).flatten(0, 1), right.T, out=y.flatten(0, 1))
         out.copy_(torch.matmul(left, y, out=x))
     return result
 
 
 def precondition(
-    gradients: Mapping[str, Tensor],
+    gradients: Mapping[str, Matrices],
     blocks: Sequence[Block],
     basis: Eigenbasis,
     functions: Mapping[str, Tensor],

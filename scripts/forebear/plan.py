@@ -132,15 +132,8 @@ def plan_eigenvalues(shape: Shape, budget: Budget, batch_tokens: int, samples: i
 
 
 def plan_query_gradients(shape: Shape, budget: Budget, batch_tokens: int) -> Plan:
-    """One run; a batch's gradients [B, O, I] are formed and written block by block."""
-    largest = max(_parameters([block]) for block in shape.blocks) / shape.tokens  # for each token of a batch
-    job = _Job(
-        "query gradients",
-        shape.blocks,
-        lambda part: 0,
-        lambda part: 2 * shape.tokens * _parameters(part.blocks),
-        token_elements=largest,
-    )
+    """One run, which writes what the gradients are made of and forms none."""
+    job = _Job("query gradients", shape.blocks, lambda part: 0, lambda part: 0)
     return _plan(job, shape, budget, batch_tokens)
 
 
@@ -194,7 +187,6 @@ class _Job:
     flops: Callable[[Partition], float]  # for each document, beside the model's own
     queries: int = 1
     runs: int = 1
-    token_elements: float = 0  # numbers for each token of a batch, beside the model's own
 
 
 def _plan(job: _Job, shape: Shape, budget: Budget, batch_tokens: int) -> Plan:
@@ -202,7 +194,7 @@ def _plan(job: _Job, shape: Shape, budget: Budget, batch_tokens: int) -> Plan:
     best = None
     for tokens in _batch_sizes(batch_tokens):
         maps = {b.module: b.shape[1] + b.shape[0] for b in shape.blocks}
-        for_each = job.token_elements + LOGITS_COPIES * shape.width + MAPS_COPIES * sum(maps.values())
+        for_each = LOGITS_COPIES * shape.width + MAPS_COPIES * sum(maps.values())
         batch = FLOAT * max(tokens, shape.longest) * for_each
         partitions = _partitions(job.blocks, job.elements, job.queries, budget.room - batch)
         held = FLOAT * max(map(job.elements, partitions), default=0)

@@ -1,6 +1,8 @@
-"""The files of query gradients, raw and preconditioned: `/{block}/columns`, and the queries' losses.
+"""The files of query gradients, raw and preconditioned, and the queries' losses.
 
-They may be larger than memory, so they are written and read in parts.
+Preconditioned ones are `/{block}/columns` [Q, O, I]. Raw ones are not formed: they are
+`/{block}/gradients` [Q, T, O] and `/{linear map}/activations` [Q, T, I]. They may be larger
+than memory, so they are written and read in parts.
 """
 
 import json
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from forebear.blocks import Block
+from forebear.outer import Matrices, OuterProducts, in_memory
 from forebear.store import (
     SCORE_UNITS,
     Attributes,
@@ -30,15 +33,15 @@ from forebear.store import (
 class QueryColumns:
     """Query gradients, raw or preconditioned, with what is needed to use them without a model."""
 
-    columns: dict[str, h5py.Dataset]  # block → [Q, O, I], in the file
+    columns: dict[str, h5py.Dataset | OuterProducts]  # block → [Q, O, I], in the file
     losses: Tensor  # [Q]
     places: np.ndarray  # [Q] which of the study's queries these are
     blocks: list[Block]
     attributes: dict
 
-    def of(self, blocks: Sequence[Block], queries: slice = slice(None)) -> dict[str, Tensor]:
+    def of(self, blocks: Sequence[Block], queries: slice = slice(None)) -> dict[str, Matrices]:
         """Of some blocks and queries, in memory."""
-        return {block.name: torch.from_numpy(self.columns[block.name][queries]) for block in blocks}
+        return {block.name: in_memory(self.columns[block.name], queries) for block in blocks}
 
 
 class QueryColumnsWriter:
@@ -49,7 +52,11 @@ class QueryColumnsWriter:
 
     def write(self, block: str, queries: slice | Tensor, columns: Tensor) -> None:
         """Columns [q, O, I] of the queries of a slice, or at increasing places [q]."""
-        write_tensor(self._file, columns, block, "columns", queries, self._queries)
+        self.write_part("columns", block, queries, columns)
+
+    def write_part(self, kind: str, name: str, queries: slice | Tensor, vectors: Tensor) -> None:
+        """What raw gradients are made of, as `scoring.stream_query_gradients` hands it on."""
+        write_tensor(self._file, vectors, name, kind, queries, self._queries)
 
     def note(self, attributes: Attributes) -> None:
         self._file.attrs.update(attributes)
@@ -82,7 +89,12 @@ def read_query_columns(path: str | Path, expected: Attributes | None = None) -> 
     described = json.loads(file.attrs["blocks"])
     blocks = [Block(**{**b, "rows": slice(*b["rows"]), "shape": tuple(b["shape"])}) for b in described]
     losses, places = torch.from_numpy(file["losses"][()]), file["places"][()]
-    return QueryColumns(datasets_of(file, "columns"), losses, places, blocks, dict(file.attrs))
+    if f"{blocks[0].name}/gradients" in file:
+        left, right = datasets_of(file, "gradients"), datasets_of(file, "activations")
+        columns = {block.name: OuterProducts(left[block.name], right[block.module]) for block in blocks}
+    else:
+        columns = datasets_of(file, "columns")
+    return QueryColumns(columns, losses, places, blocks, dict(file.attrs))
 
 
 def solves_of(path: str | Path) -> list[dict]:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from forebear.blocks import Block, device_of
 from forebear.capture import Captured, captured_batches, working_dtype
 from forebear.datasets import Example, batch_indices
+from forebear.outer import Matrices, OuterProducts, formed, in_memory
 from forebear.partitions import Partition
 from forebear.passes import NotEnoughMemoryError, attempt, free_memory
 
@@ -64,40 +66,46 @@ def stream_query_gradients(
     blocks: Sequence[Block],
     examples: Sequence[Example],
     batch_tokens: int,
-    write: Callable[[str, Tensor, Tensor], None],
+    write: Callable[[str, str, Tensor, Tensor], None],
 ) -> Tensor:
-    """The losses m of all queries, [Q]; their gradients go to `write`.
+    """The losses m of all queries, [Q]; what their gradients are made of goes to `write`.
 
     Args:
-        write: called with (block, increasing places [B] of queries, ∇m [B, O, I]).
+        write: called with ("activations", linear map, increasing places [B] of queries,
+            a [B, T, I]) and ("gradients", block, places, g [B, T, O]), T being that of the
+            longest query.
     """
     losses = torch.empty(len(examples), dtype=working_dtype(model))
+    longest = max(len(example.ids) for example in examples)
     for batch, captured in captured_batches(model, blocks, examples, batch_tokens, "query gradients"):
         places, order = batch.indices.sort()
         losses[places] = captured.losses.cpu()[order]
-        for block in blocks:
-            write(block.name, places, sequence_gradients(captured, block).cpu()[order])
+        vectors = {("activations", module): a for module, a in captured.activations.items()}
+        vectors |= {("gradients", block.name): captured.block(block)[1] for block in blocks}
+        for (kind, name), values in vectors.items():
+            write(kind, name, places, F.pad(values.cpu()[order], (0, 0, 0, longest - values.shape[1])))
     return losses
 
 
 def query_gradients(
     model: PreTrainedModel, blocks: Sequence[Block], examples: Sequence[Example], batch_tokens: int
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, OuterProducts], Tensor]:
     """∇m of every query, block → [Q, O, I], and its loss m [Q], all in memory."""
-    dtype = working_dtype(model)
-    gradients = {block.name: torch.empty(len(examples), *block.shape, dtype=dtype) for block in blocks}
+    parts: dict[tuple[str, str], Tensor] = {}
 
-    def write(block: str, places: Tensor, values: Tensor) -> None:
-        gradients[block][places] = values
+    def write(kind: str, name: str, places: Tensor, values: Tensor) -> None:
+        parts.setdefault((kind, name), values.new_empty(len(examples), *values.shape[1:]))[places] = values
 
-    return gradients, stream_query_gradients(model, blocks, examples, batch_tokens, write)
+    losses = stream_query_gradients(model, blocks, examples, batch_tokens, write)
+    gradients = {b.name: OuterProducts(parts["gradients", b.name], parts["activations", b.module]) for b in blocks}
+    return gradients, losses
 
 
 def pairwise_scores(
     model: PreTrainedModel,
     blocks: Sequence[Block],
     examples: Sequence[Example],
-    columns: Mapping[str, Mapping[str, Tensor]],
+    columns: Mapping[str, Mapping[str, Matrices]],
     requests: Mapping[str, Request],
     batch_tokens: int,
     write: Callable[[str, np.ndarray, np.ndarray], None],
@@ -162,7 +170,7 @@ def _score_group(
     model: PreTrainedModel,
     examples: Sequence[Example],
     group: Sequence[Sequence[int]],
-    columns: Mapping[str, Mapping[str, Tensor]],
+    columns: Mapping[str, Mapping[str, Matrices]],
     requests: Mapping[str, Request],
     partitions: Sequence[Partition],
     clock: "_Clock",
@@ -201,7 +209,7 @@ def _score_group(
 
 def _hold(
     model: PreTrainedModel,
-    columns: Mapping[str, Mapping[str, Tensor]],
+    columns: Mapping[str, Mapping[str, Matrices]],
     requests: Mapping[str, Request],
     partition: Partition,
     clock: "_Clock",
@@ -210,7 +218,7 @@ def _hold(
     held: dict[str, dict[str, Tensor]] = {name: {} for name in columns}
     for block in partition.blocks:
         for name in {r.columns: None for r in requests.values() if block.name in r.blocks}:
-            vectors = torch.as_tensor(columns[name][block.name][partition.queries])
+            vectors = formed(in_memory(columns[name][block.name], partition.queries))
             held[name][block.name] = vectors.flatten(1).T.to(device_of(model, block.module))
             clock.lap((name, block.name))
     return held
@@ -259,7 +267,7 @@ def _score(sums: Mapping[object, Tensor], norms: Mapping[str, Tensor], estimator
     return sums[estimator] / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
 
 
-def _queries(columns: Mapping[str, Tensor]) -> int:
+def _queries(columns: Mapping[str, Matrices]) -> int:
     return len(next(iter(columns.values())))
 
 

@@ -15,7 +15,8 @@ from forebear.blocks import Block
 from forebear.capture import captured_batches, working_dtype
 from forebear.chain import Curvature, inverse_functions
 from forebear.datasets import Example
-from forebear.factors import beside_the_model, gradients_in_chunks, rotated
+from forebear.factors import beside_the_model, gradients_in_chunks
+from forebear.kronecker import rotated
 
 
 def self_influence(

@@ -19,6 +19,7 @@ from forebear.capture import captured_batches, working_dtype
 from forebear.chain import Curvature, inverse_functions, precondition_chain
 from forebear.datasets import Example
 from forebear.kronecker import Damping
+from forebear.outer import Matrices
 from forebear.progress import progress
 from forebear.scoring import gradient_slices
 
@@ -51,7 +52,7 @@ def subset_gradients(
 
 
 def sweep(
-    queries: Mapping[str, Tensor],
+    queries: Mapping[str, Matrices],
     subsets: Mapping[str, Tensor],
     blocks: Sequence[Block],
     own: Curvature,
