@@ -38,10 +38,11 @@ wildcard_constraints:
     shards=r"\d+",
 
 
-def with_needs(message, planned=False):
+def with_needs(message, planned=False, gpus=True):
     """A message that says what the job takes, so that a dry run lists it."""
+    devices = ", {resources.gpu} GPUs" if gpus else ""
     plan = "; {resources.plan}" if planned else ""
-    return f"{message} [{{threads}} threads, {{resources.mem_mb}} MB, {{resources.gpu}} GPUs{plan}]"
+    return f"{message} [{{threads}} threads, {{resources.mem_mb}} MB{devices}{plan}]"
 
 
 def study_of(wildcards):

@@ -21,7 +21,7 @@ rule prepare_data:
         seed=from_study("seed"),
         engine=engine("prepare_data"),
     message:
-        "{wildcards.study}: prepare {wildcards.dataset}"
+        with_needs("{wildcards.study}: prepare {wildcards.dataset}", gpus=False)
     script:
         "../scripts/prepare_data.py"
 
@@ -46,7 +46,10 @@ rule trace_facts:
         seed=from_study("seed"),
         engine=engine("trace_facts"),
     message:
-        "{wildcards.study}: facts of LAMA and the sentences of T-REx that are ranked for them"
+        with_needs(
+            "{wildcards.study}: facts of LAMA and the sentences of T-REx that are ranked for them",
+            gpus=False,
+        )
     script:
         "../scripts/trace_facts.py"
 

@@ -30,7 +30,7 @@ rule evaluate:
         seed=from_study("training_seed"),
         engine=engine("evaluate"),
     message:
-        "{wildcards.study}: evaluate the estimators"
+        with_needs("{wildcards.study}: evaluate the estimators", gpus=False)
     script:
         "../scripts/evaluate.py"
 
@@ -67,7 +67,7 @@ rule compute_damping_sweep:
         gpus=from_study("gpus"),
         engine=engine("compute_damping_sweep"),
     message:
-        "{wildcards.study}: predict the retrainings for many dampings"
+        with_needs("{wildcards.study}: predict the retrainings for many dampings", gpus=False)
     script:
         "../scripts/compute_damping_sweep.py"
 
@@ -94,7 +94,7 @@ rule list_proponents:
         top=from_study("top"),
         engine=engine("list_proponents"),
     message:
-        "{wildcards.study}: list the documents for and against every answer"
+        with_needs("{wildcards.study}: list the documents for and against every answer", gpus=False)
     script:
         "../scripts/list_proponents.py"
 
@@ -127,7 +127,9 @@ rule compare_with_reference:
         seed=from_study("seed"),
         engine=engine("compare_with_reference"),
     message:
-        "{wildcards.study}: compare the estimators with the converged reference"
+        with_needs(
+            "{wildcards.study}: compare the estimators with the converged reference", gpus=False
+        )
     script:
         "../scripts/compare_with_reference.py"
 
@@ -156,6 +158,8 @@ rule measure_costs:
         seed=from_study("training_seed"),
         engine=engine("measure_costs"),
     message:
-        "{wildcards.study}: time fitting and scoring at models of several sizes"
+        with_needs(
+            "{wildcards.study}: time fitting and scoring at models of several sizes", gpus=False
+        )
     script:
         "../scripts/measure_costs.py"

@@ -14,12 +14,15 @@ rule download_model:
     localrule: True
     conda:
         "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(16000),
+        runtime=growing(60),
     params:
         name="{name}",
         checkpoint=lambda w: published(w).model_dump(mode="json"),
         engine=engine("download_model"),
     message:
-        "{wildcards.study}: fetch the published model of {wildcards.name}"
+        with_needs("{wildcards.study}: fetch the published model of {wildcards.name}", gpus=False)
     script:
         "../scripts/download_model.py"
 

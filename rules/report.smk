@@ -25,7 +25,7 @@ rule gather_provenance:
         logs="results/{study}/logs",
         engine=engine("gather_provenance"),
     message:
-        "{wildcards.study}: write down where the results come from"
+        with_needs("{wildcards.study}: write down where the results come from", gpus=False)
     script:
         "../scripts/gather_provenance.py"
 
@@ -58,6 +58,6 @@ rule render_pages:
         study="{study}",
         engine=engine("render_pages"),
     message:
-        "{wildcards.study}: render the report's pages"
+        with_needs("{wildcards.study}: render the report's pages", gpus=False)
     script:
         "../scripts/render_pages.py"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,8 @@ def test_a_dry_run_needs_no_network_and_no_data_and_lists_what_jobs_take(study, 
     )
     assert run.returncode == 0, run.stderr
     shown = run.stdout + run.stderr
-    on_models = [line for line in shown.splitlines() if line.startswith("Job ") and "threads" in line]
-    assert len(on_models) >= 9
-    assert all(f"{gpus} GPUs]" in line for line in on_models)
+    jobs = [line for line in shown.splitlines() if re.match(r"Job \d+: ", line)]
+    assert all(re.search(r"\[\d threads, \d+ MB[],]", line) for line in jobs)
+    on_models = [line for line in jobs if "GPUs" in line]
+    assert len(on_models) >= 13
+    assert all(re.search(rf", {gpus} GPUs[];]", line) for line in on_models)
