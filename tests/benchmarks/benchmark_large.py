@@ -7,7 +7,8 @@
 (--layers 8). Times do not depend on what a model has learned, so nothing is downloaded: weights
 and tokens are random. The columns of the tables, one for each precision of the model's passes:
 
-- s: wall-clock seconds, the median of the repeats after a warm-up (the eigenbasis: once).
+- s: wall-clock seconds (processor time with --cpu-time), the median of the repeats after a
+  warm-up (the eigenbasis: once).
 - passes: those seconds in units of one plain forward and backward pass over the same
   documents in the same batches and precision, with the gradients of all weights.
 - tokens/s: of the documents (of the queries, for what is done to them).
@@ -92,7 +93,7 @@ def process_peak() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
-def measure(device: torch.device, repeats: int, function: Callable, *arguments):
+def measure(device: torch.device, repeats: int, function: Callable, *arguments, clock=time.perf_counter):
     """What a call took after a warm-up, its progress lines left out, and what it returned. No repeats: one call, cold."""
     on_gpu = device.type == "cuda"
     finished = partial(torch.cuda.synchronize, device) if on_gpu else (lambda: None)
@@ -103,10 +104,10 @@ def measure(device: torch.device, repeats: int, function: Callable, *arguments):
             function(*arguments)
         for _ in range(max(1, repeats)):
             finished()
-            began = time.perf_counter()
+            began = clock()
             result = function(*arguments)
             finished()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(clock() - began)
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else process_peak()
     return Measured(statistics.median(seconds), peak / 2**30), result
 
@@ -121,20 +122,20 @@ def plain_pass(model: PreTrainedModel, examples: Sequence[Example], batch_tokens
 
 def run(model: PreTrainedModel, documents: list[Example], queries: list[Example], options: argparse.Namespace):
     """stage → what it took, and the scores [N, Q], for a model in the precision of its passes."""
-    device, tokens, repeats = model.device, options.batch_tokens, options.repeats
+    device, tokens, repeats, timed = model.device, options.batch_tokens, options.repeats, options.measure
     blocks = tracked_blocks(model, options.split_heads)
     rows = {}
     trainable = copy.deepcopy(model).requires_grad_(True)
-    rows["one pass"], _ = measure(device, repeats, plain_pass, trainable, documents, tokens)
+    rows["one pass"], _ = timed(device, repeats, plain_pass, trainable, documents, tokens)
     del trainable
     data = (model, blocks, documents)
-    rows["covariances"], covariances = measure(device, repeats, fit_covariances, *data, SEED, tokens)
-    rows["eigenbasis"], basis = measure(device, 0, compute_eigenbasis, covariances, device)
+    rows["covariances"], covariances = timed(device, repeats, fit_covariances, *data, SEED, tokens)
+    rows["eigenbasis"], basis = timed(device, 0, compute_eigenbasis, covariances, device)
     del covariances
-    rows["eigenvalues"], values = measure(device, repeats, fit_eigenvalues, *data, basis, SEED, tokens)
-    rows["query gradients"], (gradients, _) = measure(device, repeats, query_gradients, model, blocks, queries, tokens)
+    rows["eigenvalues"], values = timed(device, repeats, fit_eigenvalues, *data, basis, SEED, tokens)
+    rows["query gradients"], (gradients, _) = timed(device, repeats, query_gradients, model, blocks, queries, tokens)
     links = [(Curvature(basis, values, Damping(relative=DAMPING)), 1.0)]
-    rows["inverse"], vectors = measure(device, repeats, precondition_chain, gradients, blocks, links, device)
+    rows["inverse"], vectors = timed(device, repeats, precondition_chain, gradients, blocks, links, device)
     del basis, values, gradients, links
     scores = np.empty((len(documents), len(queries)), np.float32)
 
@@ -143,7 +144,7 @@ def run(model: PreTrainedModel, documents: list[Example], queries: list[Example]
 
     columns = {"ekfac": vectors}
     requests = {"ekfac": Request("ekfac", frozenset(vectors))}
-    rows["scores"], _ = measure(device, repeats, pairwise_scores, *data, columns, requests, tokens, write)
+    rows["scores"], _ = timed(device, repeats, pairwise_scores, *data, columns, requests, tokens, write)
     return rows, scores
 
 
@@ -165,7 +166,7 @@ def run_kronfluence(
     peaks = []
 
     def seconds_of(function: Callable) -> float:
-        took, _ = measure(model.device, options.repeats, function)
+        took, _ = options.measure(model.device, options.repeats, function)
         peaks.append(took.gib)
         return took.seconds
 
@@ -184,11 +185,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2, help="of a CPU")
     parser.add_argument("--repeats", type=int, default=3, help="the median of these counts")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count this process's processor time: for a busy machine and one thread"
+    )
     parser.add_argument("--skip-kronfluence", action="store_true")
     options = parser.parse_args()
     for name, size in SHAPES[options.shape].items():
         if getattr(options, name) is None:
             setattr(options, name, size)
+    options.measure = partial(measure, clock=time.process_time if options.cpu_time else time.perf_counter)
     return options
 
 
@@ -219,7 +224,7 @@ def main() -> None:
         print("measuring kronfluence ...", file=sys.stderr)
         model = build_model(options, device)
         trainable = copy.deepcopy(model).requires_grad_(True)
-        one, _ = measure(device, options.repeats, plain_pass, trainable, documents, options.batch_tokens)
+        one, _ = options.measure(device, options.repeats, plain_pass, trainable, documents, options.batch_tokens)
         del trainable
         rows, scores["kronfluence"] = run_kronfluence(model, documents, queries, options)
         print("\n" + table("kronfluence", {"one pass": one, **rows}, *counts))
