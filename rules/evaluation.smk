@@ -107,7 +107,7 @@ rule compare_with_reference:
         reference_columns=lambda w: columns_file(w.study, study_of(w).attributed[0], "reference"),
         check_columns=lambda w: columns_file(w.study, study_of(w).attributed[0], "reference-check"),
         overhead=lambda w: sorted(
-            {f for e in compared(w.study) for f in overhead_files(w.study, e)}
+            {f for e in [*compared(w.study), "reference"] for f in overhead_files(w.study, e)}
         ),
         records=lambda w: scored_records(w.study, study_of(w).attributed[0]),
         queries="results/{study}/data/queries.jsonl",
@@ -123,7 +123,9 @@ rule compare_with_reference:
         runtime=growing(10),
     params:
         estimators=lambda w: compared(w.study),
-        overhead=lambda w: {e: overhead_files(w.study, e) for e in compared(w.study)},
+        overhead=lambda w: {
+            e: overhead_files(w.study, e) for e in [*compared(w.study), "reference"]
+        },
         seed=from_study("seed"),
         engine=engine("compare_with_reference"),
     message:

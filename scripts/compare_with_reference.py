@@ -16,19 +16,26 @@ from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}
-reference, _ = read_scores(files.reference[0], digests)
+reference, reference_cost = read_scores(files.reference[0], digests)
 check, _ = read_scores(files.check[0], digests)
+
+
+def seconds_of(estimator: str, cost: dict) -> float:
+    """All that an estimator's scores took."""
+    overhead = sum(read_cost(source)["seconds"] for source in params.overhead[estimator])
+    return cost["seconds"] + cost.get("overhead_seconds", 0.0) + overhead
+
 
 rows = []
 for name, file in zip(params.estimators, files.scores, strict=True):
     scores, cost = read_scores(file, digests)
-    overhead = sum(read_cost(source)["seconds"] for source in params.overhead[name])
-    seconds = cost["seconds"] + cost.get("overhead_seconds", 0.0) + overhead
-    rows.append({"estimator": name, **agreement(scores, reference, params.seed), "seconds": seconds})
+    agreed = agreement(scores, reference, params.seed)
+    rows.append({"estimator": name, **agreed, "seconds": seconds_of(name, cost)})
 summary = {
     "documents": len(reference),
     "queries": reference.shape[1],
     "agreement_of_two_runs": agreement(check, reference, params.seed),
+    "reference_seconds": seconds_of("reference", reference_cost),
     "reference": solves_of(files.reference_columns),
     "check": solves_of(files.check_columns),
 }

@@ -16,5 +16,6 @@ from forebear.writing import atomic_path
 summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
 check = summary["agreement_of_two_runs"]["spearman"]
 title = f"{snakemake.params.study}: {summary['queries']} queries × {summary['documents']} documents"
+figure = plot_agreement(pd.read_csv(snakemake.input.table), check, summary["reference_seconds"], title)
 with atomic_path(snakemake.output.figure) as path:
-    save_figure(plot_agreement(pd.read_csv(snakemake.input.table), check, title), path)
+    save_figure(figure, path)

@@ -38,7 +38,9 @@ def test_a_reference_agrees_with_itself_whatever_its_scale():
 def test_the_figure_has_both_correlations_of_every_estimator():
     row = {"spearman": 0.9, "spearman_low": 0.8, "spearman_high": 0.95, "pearson": 0.7, "seconds": 3.0}
     table = pd.DataFrame([{"estimator": "multistage-ekfac", **row}, {"estimator": "bm25", **row, "spearman": 0.1}])
-    lines = {line.get_gid(): line.get_xydata().tolist() for line in plot_agreement(table, 0.9999, "t").axes[0].lines}
+    lines = {
+        line.get_gid(): line.get_xydata().tolist() for line in plot_agreement(table, 0.9999, 30.0, "t").axes[0].lines
+    }
     assert lines["multistage-ekfac/spearman"] == [[3.0, 0.9]]
     assert lines["bm25/pearson"] == [[3.0, 0.7]]
 

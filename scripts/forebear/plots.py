@@ -123,7 +123,7 @@ def plot_spearman(evaluation: pd.DataFrame, ceiling: tuple[float, float, float],
         labels = _draw_references(axes, ceiling)
         _draw_legend(axes, evaluation, ceiling)
         figure.draw_without_rendering()  # settles the layout, hence the sizes in pixels
-        _nudge_apart(figure, axes, defined)
+        nudge_apart(figure, axes, defined)
         _place_labels(axes, labels, defined)
     return figure
 
@@ -192,7 +192,7 @@ def _draw_estimator(axes: Axes, row) -> None:
     )  # fmt: skip
 
 
-def _nudge_apart(figure: Figure, axes: Axes, defined: pd.DataFrame) -> None:
+def nudge_apart(figure: Figure, axes: Axes, defined: pd.DataFrame) -> None:
     """Show estimators side by side, a few points apart, where one's interval would hide another's.
 
     Their data stay what they are: the nudge is in the artists' transforms.
