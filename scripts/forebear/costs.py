@@ -20,6 +20,7 @@ from forebear.errors import ForebearError
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.gauss_newton import GaussNewton, pack
 from forebear.kronecker import Damping, compute_eigenbasis
+from forebear.outer import formed
 from forebear.scoring import Request, pairwise_scores, query_gradients
 from forebear.training import build_model, build_tokenizer
 
@@ -97,7 +98,7 @@ def time_steps(
     request = Request("columns", frozenset(block.name for block in blocks))
     scored = ({"columns": columns}, {"scores": request}, batch_tokens, lambda *rows: None)
     timed("scores", pairwise_scores, *data, *scored)
-    one = pack({name: gradient[:1] for name, gradient in gradients.items()}, blocks)
+    one = pack({name: formed(gradient[:1]) for name, gradient in gradients.items()}, blocks)
     timed("cg", GaussNewton(*data, batch_tokens), one)
     return {**seconds, "fitting": sum(seconds[step] for step in FITTED)}
 
