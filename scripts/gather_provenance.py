@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 from forebear.provenance import gather_provenance
+from forebear.redaction import redacted
 from forebear.writing import atomic_path
 
 params = snakemake.params
 found = gather_provenance(params.study, params.config, params.seeds, list(snakemake.input), Path(params.logs))
 with atomic_path(snakemake.output.provenance) as path:
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    path.write_text(redacted(json.dumps(found, indent=2)) + "\n", encoding="utf-8")

@@ -92,6 +92,14 @@ def test_a_mistake_is_one_sentence(path: str, value: object, words: str):
     assert "\n" not in message
 
 
+def test_an_address_with_a_token_is_refused_and_not_repeated():
+    address = {"hub": "https://me:hunter2@hub.example/org/model", "revision": "v1"}
+    with pytest.raises(ForebearError) as caught:
+        parse_config(changed("studies.tiny.stages.0.checkpoint", address))
+    assert "checkpoint.hub`: must be a name such as" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_what_needs_the_documents_at_the_last_model_is_undefined_when_the_head_was_replaced():
     study = parse_config(changed("studies.tiny.stages.1.task", "classification")).studies["tiny"]
     assert study.undefined == dict.fromkeys(["singlestage-ekfac", "trak"], "the head was replaced")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from copies import copy_workflow, snakemake
 from forebear.checkpoints import link_checkpoint, load_model
 from loopback_hub import Hub, Repository, serving
 from published import tiny_checkpoint
@@ -120,6 +121,25 @@ def test_a_file_changed_in_the_cache_is_noticed(fetch):
 def test_a_gated_model_needs_a_token(fetch):
     refused(fetch("org/gated"), "org/gated: the model is gated")
     assert fetch("org/gated", HF_TOKEN="hf_secret").returncode == 0
+
+
+def test_a_password_in_the_hubs_address_is_in_no_log(hub, tmp_path):
+    stage = {"name": "pretraining", "checkpoint": {"hub": "org/tiny", "revision": "v1"}, "damping": 1.0}
+    study = {"corpus": {"embedded": "facts"}, "stages": [stage], "estimators": ["bm25"]}
+    folder = copy_workflow(tmp_path / "clone", {"study": "mine", "studies": {"mine": study}})
+    environment = {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": hub.url.replace("://", "://me:hunter2@"),
+        "HF_TOKEN": "hf_secret",
+    }
+    hub.interrupt = {"model.safetensors": 1}
+    run = snakemake(folder, "results/mine/checkpoints/pretraining/manifest.json", **environment)
+    assert run.returncode == 0, run.stdout
+    log = (folder / "results/mine/logs/download_model/pretraining.log").read_text()
+    assert "Error while downloading from http://***@127.0.0.1" in log  # the hub's library says where
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        assert not {secret for secret in (b"hunter2", b"hf_secret") if secret in path.read_bytes()}, path
+    assert "hunter2" not in run.stdout
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from forebear.corpus_config import EMBEDDED, Checkpoint, Corpus, FileCorpus, Neighbours, Section, TracingCorpus
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS, root
+from forebear.redaction import redacted
 
 TASKS = ("language_modelling", "classification")  # in the order in which a chain may have them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -441,7 +442,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = redacted(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

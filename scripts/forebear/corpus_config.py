@@ -1,9 +1,10 @@
 """The config's `corpus` section: where a study's documents and queries come from."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -114,6 +115,13 @@ class Checkpoint(Section):
     @classmethod
     def _plain_string_is_path(cls, value):
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("hub")
+    @classmethod
+    def _is_no_address(cls, value):
+        if value is not None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
+            raise ValueError("must be a name such as bigscience/bloom-560m; HF_ENDPOINT is for the address of a hub")
+        return value
 
     @model_validator(mode="after")
     def _pinned_or_path(self):

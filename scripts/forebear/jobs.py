@@ -4,6 +4,7 @@ Importing this room is cheap, so that the log also catches what heavy imports pr
 """
 
 import atexit
+import io
 import json
 import os
 import platform
@@ -17,9 +18,18 @@ from types import TracebackType
 
 from forebear.errors import ForebearError
 from forebear.progress import TERMINAL_FD
+from forebear.redaction import redacted
 from forebear.writing import explained_write
 
 RECORD = "job: "  # begins the last line of a job's log
+
+
+class _Log(io.TextIOWrapper):
+    """A text stream without secrets: libraries print addresses, and an address may carry a password."""
+
+    def write(self, text: str) -> int:
+        super().write(redacted(text))
+        return len(text)
 
 
 def start(log: str, threads: int) -> None:
@@ -36,6 +46,9 @@ def start(log: str, threads: int) -> None:
         os.environ[TERMINAL_FD] = str(os.dup(2))
     os.dup2(target, 1)
     os.dup2(target, 2)
+    sys.stdout, sys.stderr = (
+        _Log(stream.buffer, "utf-8", "replace", line_buffering=True) for stream in (sys.stdout, sys.stderr)
+    )
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
     atexit.register(_leave_record, threads, time.perf_counter())
