@@ -7,7 +7,6 @@ start(snakemake.log[0], snakemake.threads)
 from pathlib import Path
 
 from forebear.checkpoints import link_checkpoint, versions
-from forebear.datasets import file_digest
 from forebear.hub import fetch_snapshot
 from forebear.manifests import write_manifest
 from forebear.packages import convert_gguf, find_gguf
@@ -21,9 +20,6 @@ if source["package"]:
 else:
     origin = Path(source["path"]) if source["path"] else fetch_snapshot(source["hub"], source["revision"])
     link_checkpoint(origin, directory)
-files = {file.name: file_digest(file) for file in sorted(directory.iterdir()) if file.name != "manifest.json"}
-write_manifest(
-    directory,
-    {"name": params.name, "source": {**source, "origin": str(origin)}, "files": files, "versions": versions()},
-)
-print(f"{params.name}: {len(files)} files from {origin}")
+source = {**source, "origin": str(origin)}
+write_manifest(directory, {"name": params.name, "source": source, "versions": versions()})
+print(f"{params.name}: from {origin}")

@@ -1,5 +1,6 @@
 """Checkpoints of folders: linked, converted from pickles without running them, and checked by their digests."""
 
+import hashlib
 import os
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 
 from forebear.answers import answer_queries
 from forebear.checkpoints import link_checkpoint, load_model, load_tokenizer
-from forebear.datasets import encode
+from forebear.datasets import encode, file_digest
 from forebear.errors import ForebearError
-from forebear.manifests import read_manifest, weights_digest, write_manifest
+from forebear.manifests import read_manifest, write_manifest
 from published import SENTENCES, tiny_checkpoint
 
 
@@ -36,17 +37,41 @@ def test_shards_load_and_a_changed_or_missing_one_is_refused(tmp_path):
     linked = tmp_path / "linked"
     link_checkpoint(folder, linked)
     write_manifest(linked, {"stage": "pretraining"})
-    assert read_manifest(linked / "manifest.json")["model_digest"] == weights_digest(folder)
+    digests = "".join(map(file_digest, shards))
+    assert read_manifest(linked / "manifest.json")["model_digest"] == hashlib.sha256(digests.encode()).hexdigest()
     whole = tiny_checkpoint(tmp_path / "whole")
     assert all(
         torch.equal(a, b) for a, b in zip(load_model(linked).parameters(), load_model(whole).parameters(), strict=True)
     )
     shards[0].write_bytes(shards[0].read_bytes() + b"0")
-    with pytest.raises(ForebearError, match="its weights are not those"):
+    with pytest.raises(ForebearError, match=rf"linked: {shards[0].name} is not what was written there; .* rm -r "):
         read_manifest(linked / "manifest.json")
     shards[0].unlink()
-    with pytest.raises(ForebearError, match="a file of the weights is missing"):
+    with pytest.raises(ForebearError, match="the model there is damaged") as caught:
         read_manifest(linked / "manifest.json")
+    assert str(caught.value).endswith(f"run again: rm -r {linked}")  # and nothing of the publisher's folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_any_changed_file_of_a_model_is_noticed(tmp_path, name: str):
+    folder = tiny_checkpoint(tmp_path)
+    write_manifest(folder, {})
+    read_manifest(folder / "manifest.json")
+    (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+    with pytest.raises(ForebearError, match=rf"{name} is not what was written there"):
+        read_manifest(folder / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"model_digest": "', '"model_digest": "0'), ('"files"', '"file"'), ("{", "")]
+)
+def test_a_manifest_changed_by_hand_is_noticed(tmp_path, old: str, new: str):
+    folder = tiny_checkpoint(tmp_path)
+    write_manifest(folder, {})
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(old, new, 1))
+    with pytest.raises(ForebearError, match="delete it and run again"):
+        read_manifest(manifest)
 
 
 def test_a_folder_without_config_or_weights_is_refused(tmp_path):

@@ -1,12 +1,12 @@
-"""The manifest of a checkpoint: what made it, and the digest of its weights."""
+"""The manifest of a checkpoint: what made it, and the digests of its files."""
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from forebear.datasets import file_digest
-from forebear.errors import ForebearError
+from forebear.errors import ForebearError, removal
 from forebear.writing import atomic_path
 
 NAME = "manifest.json"
@@ -38,32 +38,37 @@ def find_weights(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def weights_digest(directory: Path) -> str:
-    """SHA-256 of the weights, or of the shards' digests in their order."""
-    digests = [file_digest(file) for file in find_weights(directory)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
 def write_manifest(directory: Path, facts: dict) -> None:
     """Write the manifest, last of all files: it marks the directory complete."""
-    content = {"model_digest": weights_digest(directory), **facts}
+    files = {file.name: file_digest(file) for file in matching(directory, (*SAFETENSORS, *OTHERS)) if file.name != NAME}
+    content = {"model_digest": _combined([files[file.name] for file in find_weights(directory)]), **facts}
     with atomic_path(directory / NAME) as path:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**content, "files": files}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(path: str | Path) -> dict:
-    """A manifest, after checking that the weights beside it are those that it names."""
+    """A manifest, after checking that the files beside it are those that it names."""
     path = Path(path)
+    # What a cache of outputs gave back is a link for each file; otherwise links lead to a user's own files.
+    remedy = "delete it and run again: " + (
+        removal(*sorted(path.parent.iterdir())) if path.is_symlink() else removal(path.parent)
+    )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        digest = weights_digest(path.parent)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ForebearError(f"{path}: cannot be read ({error}); delete {path.parent} and run again.") from error
-    if digest != content["model_digest"]:
-        raise ForebearError(
-            f"{path.parent}: its weights are not those that {NAME} names; delete {path.parent} and run again."
-        )
+        changed = [name for name, digest in content["files"].items() if file_digest(path.parent / name) != digest]
+        weights = _combined([content["files"][file.name] for file in find_weights(path.parent)])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ForebearError(f"{path}: the model there is damaged ({error}); {remedy}") from error
+    if weights != content["model_digest"]:
+        changed.append(NAME)
+    if changed:
+        raise ForebearError(f"{path.parent}: {', '.join(changed)} is not what was written there; {remedy}")
     return content
+
+
+def _combined(digests: Sequence[str]) -> str:
+    """The digest of weights: that of their file, or the SHA-256 of their shards' digests in their order."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def point_digests(manifest: str | Path, records: str | Path) -> dict[str, str]:

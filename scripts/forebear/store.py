@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forebear.errors import ForebearError, shortened
+from forebear.errors import ForebearError, removal, shortened
 from forebear.writing import atomic_path
 
 FORMAT = "forebear 2"
@@ -65,7 +65,7 @@ def open_to_stay(
             from something else.
     """
     path = Path(path)
-    remedy = f"delete it and run again: rm {path}"
+    remedy = f"delete it and run again: {removal(path)}"
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError as error:
@@ -174,7 +174,9 @@ def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:
 
     file.visititems(visit)
     if not found:
-        raise ForebearError(f"{file.filename}: has no {dataset} for any block; delete it and run again.")
+        raise ForebearError(
+            f"{file.filename}: has no {dataset} for any block; delete it and run again: {removal(file.filename)}"
+        )
     return found
 
 
