@@ -212,7 +212,7 @@ rule normalise_scores:
     log:
         "results/{study}/logs/normalise_scores/{stage}-{estimator}.log",
     wildcard_constraints:
-        estimator="|".join(derived("self-influence")),
+        estimator="|".join(DERIVED),
     priority: 10
     conda:
         "../envs/forebear.yaml"
@@ -228,30 +228,40 @@ rule normalise_scores:
         "../scripts/normalise_scores.py"
 
 
-rule average_scores:
+rule compute_ensemble_scores:
     input:
-        scores=lambda w: [base_scores(w, study) for study in chains_of(w.study)],
-        records=lambda w: scored_records(w.study, w.stage),
+        shards=shard_files,
+        records=lambda w: [f"results/{w.study}/data/{p}.jsonl" for p in stages_from(w)],
+        attributed=attributed_records,
         queries="results/{study}/data/queries.jsonl",
     output:
-        scores="results/{study}/scores/{stage}/{estimator}.h5",
+        scores="results/{study}/scores/{stage}/multistage-ensemble.h5",
     log:
-        "results/{study}/logs/average_scores/{stage}-{estimator}.log",
-    wildcard_constraints:
-        estimator="|".join(derived("ensemble")),
-    priority: 10
+        "results/{study}/logs/compute_ensemble_scores/{stage}.log",
     conda:
         "../envs/forebear.yaml"
+    threads: threads_of
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(10),
+        mem_mb=memory(6000),
+        runtime=growing(480),
+        gpu=from_study("gpus"),
     params:
-        estimator="{estimator}",
-        engine=engine("average_scores"),
+        study="{study}",
+        stage="{stage}",
+        members=lambda w: study_of(w).ensemble.members,
+        links=lambda w: [link_of(w, point) for point in stages_from(w)],
+        label_samples=from_study("label_samples"),
+        seed=from_study("training_seed"),
+        bank="results/{study}/ground_truth/retrainings",
+        split_heads=from_study("split_heads"),
+        batch_tokens=from_study("batch_tokens"),
+        max_length=from_study("max_length"),
+        gpus=from_study("gpus"),
+        engine=engine("compute_ensemble_scores"),
     message:
-        "{wildcards.study}: average the scores of {wildcards.stage} over chains"
+        with_needs("{wildcards.study}: {wildcards.stage} scored at retrained chains")
     script:
-        "../scripts/average_scores.py"
+        "../scripts/compute_ensemble_scores.py"
 
 
 rule compute_trak_features:
@@ -276,6 +286,7 @@ rule compute_trak_features:
         side=lambda w: study_of(w).trak.side,
         seed=from_study("training_seed"),
         bank="results/{study}/ground_truth/retrainings",
+        last=lambda w: study_of(w).stage_names[-1],
         split_heads=from_study("split_heads"),
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),

@@ -5,12 +5,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from forebear.config import (
-    member_name,
-    parse_config,
-    refuse_duplicate_keys,
-    with_members,
-)
+from forebear.config import parse_config, refuse_duplicate_keys
 from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
@@ -19,12 +14,13 @@ from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points,
 try:
     for file in workflow.configfiles:
         refuse_duplicate_keys(file)
-    CONFIG = with_members(parse_config(config))
+    CONFIG = parse_config(config)
 except ForebearError as error:
     raise WorkflowError(str(error)) from None
 
 STAGES = sorted({name for study in CONFIG.studies.values() for name in study.stage_names})
 BASELINES = [name for name, estimator in ESTIMATORS.items() if estimator.is_baseline]
+DERIVED = [name for name, estimator in ESTIMATORS.items() if estimator.base]
 
 
 wildcard_constraints:
@@ -221,6 +217,11 @@ def chain_of(wildcards):
     return inverse_points("multistage-ekfac", study_of(wildcards).stage_names, wildcards.stage)
 
 
+def stages_from(wildcards):
+    """The documents' stage and those after it."""
+    return chain_of(wildcards)[::-1]
+
+
 def link_of(wildcards, point):
     """What the config says of one inverse: its damping, its α, and whether it is multiplied by α.
 
@@ -261,22 +262,10 @@ def scores_files(wildcards, estimator):
     return [f"{folder}/{stage}/{estimator}.h5" for stage in study_of(wildcards).attributed]
 
 
-def derived(derivation):
-    """The estimators that are made from another one's scores in this way."""
-    return [name for name, estimator in ESTIMATORS.items() if estimator.derivation == derivation]
-
-
-def base_scores(wildcards, study=None):
-    """The scores that an estimator's are made from, in its own or another study."""
+def base_scores(wildcards):
+    """The scores that an estimator's are made from."""
     base = ESTIMATORS[wildcards.estimator].base
-    return f"results/{study or wildcards.study}/scores/{wildcards.stage}/{base}.h5"
-
-
-def chains_of(study):
-    """The studies that an ensemble averages over."""
-    return [
-        member_name(study, place) for place in range(1, CONFIG.studies[study].ensemble.chains + 1)
-    ]
+    return f"results/{wildcards.study}/scores/{wildcards.stage}/{base}.h5"
 
 
 def retrained_stages(wildcards):
@@ -321,21 +310,13 @@ def shard_files(wildcards):
 def overhead_files(study, estimator):
     """The artifacts whose seconds are an estimator's overhead."""
     described = ESTIMATORS[estimator]
-    if described.derivation == "ensemble":
-        trained = [
-            manifest(chain, stage)
-            for chain in chains_of(study)
-            for stage in CONFIG.studies[chain].stage_names
-        ]
-        return trained + [
-            f for chain in chains_of(study) for f in overhead_files(chain, described.base)
-        ]
-    if described.derivation == "self-influence":
+    if described.base:
         own = [f"results/{study}/self_influence/{s}.h5" for s in CONFIG.studies[study].attributed]
         return overhead_files(study, described.base) + own
-    if described.retrained:
+    if estimator == "trak":
         return [f"results/{study}/trak/features.h5"]
-    return [] if described.is_baseline else query_overhead_files(study, described.columns)
+    # Baselines and the ensemble say themselves what came before their scoring.
+    return query_overhead_files(study, described.columns) if described.uses_gradients else []
 
 
 def query_overhead_files(study, columns):

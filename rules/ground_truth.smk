@@ -91,6 +91,7 @@ rule measure_retrainings:
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
         bank="results/{study}/ground_truth/retrainings",
+        last=lambda w: study_of(w).stage_names[-1],
         engine=engine("measure_retrainings"),
     message:
         with_needs("{wildcards.study}: measure the queries at every retrained model")

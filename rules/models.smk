@@ -56,9 +56,6 @@ rule train_stage:
         training=lambda w: study_of(w).stage(w.stage).training.model_dump(),
         model=lambda w: None if previous_stage(w.study, w.stage) else study_of(w).model,
         max_length=from_study("max_length"),
-        fraction=lambda w: (
-            study_of(w).training_fraction if w.stage in study_of(w).attributed else 1.0
-        ),
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
         engine=engine("train_stage"),

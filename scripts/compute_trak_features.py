@@ -22,7 +22,7 @@ keys = ensemble_keys(files.shards, digest, params.seed, params.members)
 members, trained = [], 0.0
 with measured() as cost:
     for k, key in enumerate(progress(keys, "TRAK", "model")):
-        manifest = checked_folder(Path(params.bank) / key) / "manifest.json"
+        manifest = checked_folder(Path(params.bank) / key / params.last) / "manifest.json"
         trained += read_manifest(manifest)["cost"]["seconds"]
         options = (params.max_length, params.gpus, params.split_heads)
         documents = [e for file in files.records for e in open_point(manifest, file, *options).examples]

@@ -27,7 +27,7 @@ measurements = []
 for key in progress(keys.values(), "measurements", "model"):
     path = Path(params.bank) / key / f"{query_digest}.h5"
     if not path.exists():
-        folder = checked_folder(path.parent)
+        folder = checked_folder(path.parent / params.last)
         model, tokenizer = load_model(folder, params.gpus), load_tokenizer(folder)
         examples = encode(queries, tokenizer, params.max_length, end=False, classes=classes_by_label(model))
         losses = evaluate_losses(model, examples)

@@ -6,6 +6,7 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ for retraining in progress(plan, "retrainings", "model"):
     masks = {stage: masks[retraining.subset] for stage, masks in subsets.items()}
     key = retraining_key(recipe, np.concatenate([masks[stage] for stage in params.attributed]), retraining.seed)
     folder = Path(params.bank) / key
-    if not (folder / "manifest.json").exists():
+    if not (folder / params.stages[-1] / "manifest.json").exists():
         initial = (
             load_model(Path(files.initial).parent).requires_grad_(True)
             if files.initial
@@ -53,8 +54,10 @@ for retraining in progress(plan, "retrainings", "model"):
         ).to(device_for(params.gpus))
         subset = [masks.get(stage) for stage in params.stages]
         with measured() as cost:
-            model = retrain(initial, stages, subset, retraining.seed, params.first_stage)
-        save_checkpoint(folder, model, tokenizer, subset=retraining.subset, seed=retraining.seed, cost=cost)
+            models = retrain(initial, stages, subset, retraining.seed, params.first_stage)
+        facts = {"subset": retraining.subset, "seed": retraining.seed, "cost": cost}
+        for stage, (model, record) in zip(params.stages, models, strict=True):
+            save_checkpoint(folder / stage, model, tokenizer, stage=stage, training=asdict(record), **facts)
     keys.append(key)
 
 write_shard(snakemake.output.shard, plan, keys, {"study": params.study, "data_digest": data_digest})

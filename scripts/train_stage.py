@@ -12,7 +12,7 @@ from pathlib import Path
 from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
 from forebear.datasets import classes_of, encode, file_digest, read_records
 from forebear.heads import classes_by_label, with_head
-from forebear.training import Schedule, build_model, build_tokenizer, random_part, train
+from forebear.training import Schedule, build_model, build_tokenizer, train
 
 params = snakemake.params
 if snakemake.input.previous:
@@ -32,7 +32,6 @@ with measured() as cost:
         examples,
         Schedule(**params.training),
         (params.seed, params.place),
-        random_part(len(examples), params.fraction, params.seed),
         description=params.stage,
     )
 save_checkpoint(
@@ -41,7 +40,6 @@ save_checkpoint(
     tokenizer,
     stage=params.stage,
     seed=params.seed,
-    fraction=params.fraction,
     data_digest=file_digest(snakemake.input.records),
     training=asdict(record),
     cost=cost,

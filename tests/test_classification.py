@@ -194,7 +194,7 @@ def test_retraining_replaces_the_head_as_training_does(language_model):
         prepare_stage(RECORDS, tokenizer, 16, "classification", SCHEDULE),
     ]
     queries = encode(RECORDS, tokenizer, 16, classes=classes)
-    retrained = retrain(model, stages, [None, None], seed=3)
+    *_, (retrained, _) = retrain(model, stages, [None, None], seed=3)
     first, _ = train(copy.deepcopy(model), encode(texts, tokenizer, 16), SCHEDULE, (3, 0))
     second, _ = train(with_head(first, "classification", list(classes), 3), queries, SCHEDULE, (3, 1))
     assert torch.equal(evaluate_losses(retrained, queries), evaluate_losses(second, queries))

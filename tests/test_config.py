@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from forebear.config import parse_config, read_config, with_members
+from forebear.config import parse_config, read_config
 from forebear.errors import ForebearError
 
 ROOT = Path(__file__).parents[1]
@@ -34,16 +34,6 @@ def test_the_default_config_is_valid_and_attributes_the_first_stage():
     assert study.stage("pretraining").damping.relative == 1e-3
 
 
-def test_the_chains_of_an_ensemble_are_studies_that_differ_in_their_seed():
-    config = changed("studies.tiny.estimators", ["bm25", "multistage-ensemble"])
-    config["studies"]["tiny"] |= {"ensemble": {"chains": 2, "fraction": 0.4}, "training_seed": 5}
-    studies = with_members(parse_config(config)).studies
-    assert {name: study.training_seed for name, study in studies.items()} == {"tiny": 5, "tiny~1": 6, "tiny~2": 7}
-    assert studies["tiny~2"].estimators == ["multistage-relatif"]
-    assert (studies["tiny"].training_fraction, studies["tiny~2"].training_fraction) == (1.0, 0.4)
-    assert studies["tiny~2"].stages == studies["tiny"].stages
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_of_the_folder_is_valid_and_runs_by_its_name(path):
     assert list(read_config(path).studies) == [read_config(path).study] == [path.stem]
@@ -61,7 +51,7 @@ def test_every_study_of_the_folder_is_valid_and_runs_by_its_name(path):
         ("studies.tiny.stages.1.damping", {"relative": 1, "absolute": 1}, "either `relative` or `absolute`"),
         ("studies.tiny.attributed_stages", ["pretrainin"], "'pretrainin', which is none of the stages"),
         ("studies.tiny.stages.1.alpha", 0, "must be positive"),
-        ("studies.tiny.estimators", ["multistage-ensemble"], "needs `ensemble.chains` of at least 1"),
+        ("studies.tiny.ensemble", {"members": 4}, "`ensemble.members` cannot exceed `ground_truth.repeats`"),
         ("studies.tiny.corpus.countrys", 3, "unknown key `studies.tiny.corpus.countrys`"),
         ("studies.tiny.corpus.query_countries", 8, "must be smaller than `countries`"),
         ("studies.tiny.ground_truth.repeats", 5, "`repeats` cannot exceed `subsets`"),
@@ -110,7 +100,7 @@ def test_what_needs_the_documents_at_the_last_model_is_undefined_when_the_head_w
 def test_what_needs_a_training_recipe_is_undefined_for_published_models():
     published = {"name": "finetuning", "checkpoint": "folder", "damping": 1, "alpha": 1.0}
     study = parse_config(changed("studies.tiny.stages.1", published)).studies["tiny"]
-    names = ["multistage-source", "multistage-source-adam", "trak"]
+    names = ["multistage-ensemble", "multistage-source", "multistage-source-adam", "trak"]
     assert study.undefined == dict.fromkeys(names, "no training recipe")
 
 

@@ -74,7 +74,7 @@ def test_retraining_on_everything_is_the_training(examples, tokenizer):
     model = build_model(MODEL, tokenizer, 0)
     everything = np.ones(len(examples), bool)
     trained, _ = train(model, examples, SCHEDULE, (0, 0))
-    retrained = retrain(model, [RetrainedStage(examples, SCHEDULE)], [everything], 0)
+    [(retrained, _)] = retrain(model, [RetrainedStage(examples, SCHEDULE)], [everything], 0)
     assert all(map(torch.equal, retrained.parameters(), trained.parameters()))
 
 

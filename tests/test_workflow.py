@@ -106,8 +106,8 @@ def test_nothing_half_written_is_left(finished):
 
 def retrained_models(folder: Path) -> dict[str, int]:
     """Key of every retrained model → when its weights were written."""
-    weights = (folder / "results/tiny/ground_truth/retrainings").glob("*/model.safetensors")
-    return {path.parent.name: path.stat().st_mtime_ns for path in weights}
+    weights = (folder / "results/tiny/ground_truth/retrainings").glob("*/finetuning/model.safetensors")
+    return {path.parents[1].name: path.stat().st_mtime_ns for path in weights}
 
 
 def test_more_subsets_retrain_only_the_new_ones(workspace):

@@ -1,8 +1,7 @@
 """The bank of retrainings: subsets, the plan, and a folder for each retraining.
 
-A retraining's folder is named by a digest of everything that it depends on, and holds its
-last stage's model; beside the model lie its measurements, one file for each file of
-queries. So a killed job loses at most the retraining in hand, more subsets and other
+A retraining's folder is named by a digest of everything that it depends on, and holds the
+models of its stages; beside them lie its measurements, one file for each file of queries. So a killed job loses at most the retraining in hand, more subsets and other
 queries only add files, and nothing is retrained twice.
 """
 
@@ -89,7 +88,7 @@ def ensemble_keys(paths: Sequence[str | Path], expected: Attributes, seed: int, 
 
 
 def checked_folder(path: str | Path) -> Path:
-    """The folder of a retrained model, after checking that it is there and whole.
+    """The folder of a retrained stage's model, after checking that it is there and whole.
 
     Raises:
         ForebearError: with what to do about it.

@@ -103,12 +103,10 @@ class GroundTruth(Section):
 
 
 class Ensemble(Section):
-    """Chains like the study's, trained with the next seeds on random parts of the documents."""
+    """The chains of `multistage-ensemble`: retrained with another seed than those that the LDS is measured on."""
 
-    chains: int = Field(0, ge=0)
-    """How many."""
-    fraction: float = Field(0.5, gt=0, le=1)
-    """The part of each attributed stage's documents that each is trained on."""
+    members: int = Field(3, ge=1)
+    """Chains that are averaged over; at most `repeats` of the ground truth, whose models they are."""
 
 
 class Sweep(Section):
@@ -213,10 +211,8 @@ class Study(Section):
     """Of data and subsets."""
     training_seed: int = Field(0, ge=0)
     """Of initial weights, the order of training data, and sampled labels."""
-    training_fraction: float = Field(1.0, gt=0, le=1)
-    """Of each attributed stage's documents, the random part that the chain is trained on; all are scored."""
     ensemble: Ensemble = Ensemble()
-    """The chains that ensemble estimators average over, each a study of its own: `{study}~1`, ..."""
+    """The estimator `multistage-ensemble`."""
     threads: int = Field(2, ge=1)
     """Processor threads of the factor and score jobs."""
     gpus: int = Field(0, ge=0)
@@ -257,18 +253,10 @@ class Study(Section):
         return value
 
     @model_validator(mode="after")
-    def _ensemble_has_members(self):
-        for name in self.estimators:
-            if ESTIMATORS[name].derivation == "ensemble" and not self.ensemble.chains:
-                raise ValueError(f"the estimator {name} needs `ensemble.chains` of at least 1")
-        if self.ensemble.chains and not self.retrainable:
-            raise ValueError("`ensemble` trains further chains, so every stage needs `training`")
-        return self
-
-    @model_validator(mode="after")
-    def _trak_has_members(self):
-        if self.trak.members > self.ground_truth.repeats:
-            raise ValueError("`trak.members` cannot exceed `ground_truth.repeats`")
+    def _bank_has_members(self):
+        for name in ("ensemble", "trak"):
+            if getattr(self, name).members > self.ground_truth.repeats:
+                raise ValueError(f"`{name}.members` cannot exceed `ground_truth.repeats`")
         return self
 
     @model_validator(mode="after")
@@ -345,16 +333,6 @@ class Study(Section):
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
 
-    def member(self, place: int) -> "Study":
-        """The chain of an ensemble: another seed, trained on a part of the documents."""
-        averaged = [ESTIMATORS[name] for name in self.estimators if ESTIMATORS[name].derivation == "ensemble"]
-        changes = {
-            "training_seed": self.training_seed + place,
-            "training_fraction": self.ensemble.fraction,
-            "ensemble": Ensemble(),
-        }
-        return self.model_copy(update={**changes, "estimators": [estimator.base for estimator in averaged]})
-
 
 class Config(Section):
     """The whole file."""
@@ -381,21 +359,6 @@ def parse_config(config: dict) -> Config:
         return Config.model_validate(config)
     except ValidationError as error:
         raise ForebearError(_sentence(error)) from error
-
-
-def with_members(config: Config) -> Config:
-    """The config with a study for every chain of an ensemble, `{study}~{place}`."""
-    members = {
-        member_name(name, place): study.member(place)
-        for name, study in config.studies.items()
-        for place in range(1, study.ensemble.chains + 1)
-    }
-    return config.model_copy(update={"studies": {**config.studies, **members}})
-
-
-def member_name(study: str, place: int) -> str:
-    """The study of an ensemble's chain; names in the config have no tilde."""
-    return f"{study}~{place}"
 
 
 def read_config(path: str | Path) -> Config:

@@ -56,8 +56,7 @@ class Estimator:
     at_last: bool = False  # documents' gradients at the last model instead of their own stage's
     kinds: tuple[str, ...] = ("attention", "mlp")
     cosine: bool = False
-    base: str | None = None  # the estimator whose scores it is made from
-    derivation: Literal["self-influence", "ensemble"] | None = None  # how
+    base: str | None = None  # the estimator whose scores are divided by self-influence
     retrained: bool = False  # reads the models of the bank of retrainings
 
     @property
@@ -70,8 +69,9 @@ class Estimator:
 
     @property
     def is_expensive(self) -> bool:
-        """Whether it costs many times what the others do: a solver, or further chains."""
-        return self.derivation == "ensemble" or (self.uses_gradients and COLUMNS[self.columns].solver is not None)
+        """Whether it costs many times what the others do: a solver, or factors of further chains."""
+        further = self.retrained and not self.at_last
+        return further or (self.uses_gradients and COLUMNS[self.columns].solver is not None)
 
     @property
     def is_baseline(self) -> bool:
@@ -89,13 +89,11 @@ ESTIMATORS: dict[str, Estimator] = {
         "multi-stage RelatIF",
         "multi-stage EK-FAC divided by the root of the document's self-influence",
         base="multistage-ekfac",
-        derivation="self-influence",
     ),
     "multistage-ensemble": Estimator(
         "multi-stage RelatIF, ensemble",
-        "the same averaged over chains of other seeds, each trained on its own part of the documents",
-        base="multistage-relatif",
-        derivation="ensemble",
+        "the same averaged over retrained chains of another seed",
+        retrained=True,
     ),
     "multistage-kfac": Estimator(
         "multi-stage K-FAC", "the same with Kronecker-factored eigenvalues", "multistage-kfac"

@@ -36,9 +36,16 @@ def open_link(
     else:
         made_from = read_attributes(eigenbasis, "eigenbasis")
         values = kfac_eigenvalues(basis, blocks, made_from["positions"] / made_from["sequences"])
-    pull = default_pull(read_manifest(manifest)["training"]) if link["alpha"] == "auto" else link["alpha"]
+    pull = pull_of(link, manifest)
     print(f"{link['point']}: damping {link['damping']}, α {pull}")
-    return Curvature(basis, values, Damping(**link["damping"]), pull or 0.0), pull if link["scaled"] else 1.0
+    return Curvature(basis, values, Damping(**link["damping"]), pull), pull if link["scaled"] else 1.0
+
+
+def pull_of(link: Mapping, manifest: str | Path) -> float:
+    """α of a link's stage, which `auto` reads off the training record; 0 for a stage without a pull."""
+    if link["alpha"] == "auto":
+        return default_pull(read_manifest(manifest)["training"])
+    return link["alpha"] or 0.0
 
 
 def open_segment(

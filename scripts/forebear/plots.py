@@ -76,7 +76,7 @@ def family(estimator: str) -> str:
     """The group under which a legend lists an estimator."""
     columns = ESTIMATORS[root(estimator)].columns
     if ESTIMATORS[root(estimator)].retrained:
-        return FAMILY_OF_STAGES["joint"]  # TRAK's one inverse is at the last model
+        return FAMILY_OF_STAGES["joint" if ESTIMATORS[estimator].at_last else "chain"]
     return NO_GRADIENTS if columns is None else FAMILY_OF_STAGES[COLUMNS[columns].stages]
 
 

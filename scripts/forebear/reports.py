@@ -79,7 +79,7 @@ def _check(queries: list[dict], answers: list[dict], documents: list[dict], scor
 
 def _how_to_read(estimator: str, documents: int, queries: int) -> str:
     declared = ESTIMATORS[estimator]
-    if ESTIMATORS[root(estimator)].uses_gradients:
+    if ESTIMATORS[root(estimator)].uses_gradients or declared.retrained:
         meaning = (
             "A score above 0 means that more training weight on the document lowers the loss of the query's "
             "answer, that is, the document speaks for the answer; a score below 0 means that it speaks against it."

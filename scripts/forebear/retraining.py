@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from forebear.datasets import Example, classes_of, encode
 from forebear.heads import with_head
-from forebear.training import Schedule, train
+from forebear.training import Schedule, TrainingRecord, train
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def retrain(
     seed: int,
     first_stage: int = 0,
     description: str = "retraining",
-) -> PreTrainedModel:
+) -> list[tuple[PreTrainedModel, TrainingRecord]]:
     """Train the first attributed stage and every later one, each on its subset or on all its data.
 
     Args:
@@ -46,10 +46,11 @@ def retrain(
         first_stage: the first attributed stage's place in the chain.
 
     Returns:
-        The last stage's model, at which queries are measured.
+        The model of every one of these stages; at the last one queries are measured.
     """
-    model = initial
+    model, trained = initial, []
     for place, (stage, subset) in enumerate(zip(stages, subsets, strict=True), start=first_stage):
         model = with_head(model, stage.task, list(stage.classes or ()), seed)
-        model, _ = train(model, stage.examples, stage.schedule, (seed, place), subset, description)
-    return model
+        model, record = train(model, stage.examples, stage.schedule, (seed, place), subset, description)
+        trained.append((model, record))
+    return trained

@@ -24,8 +24,6 @@ from forebear.progress import progress
 # grouping by length saves the padding of a whole random batch.
 MICRO_BATCHES = 2
 
-_PART_STREAM = 11  # of random numbers: not the one that draws the ground truth's subsets
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -174,15 +172,6 @@ def train(
     model.eval()
     loss = evaluate_losses(model, examples, chosen, description=description).mean().item()
     return model, TrainingRecord(len(steps), float(np.mean(rates)), _adam_scale(optimizer), loss, loss_untrained)
-
-
-def random_part(sequences: int, fraction: float, seed: int) -> np.ndarray | None:
-    """[N] bool: the round(fraction · N) sequences that a chain is trained on; None for all."""
-    if fraction == 1:
-        return None
-    part = np.zeros(sequences, bool)
-    part[np.random.default_rng([seed, _PART_STREAM]).permutation(sequences)[: round(fraction * sequences)]] = True
-    return part
 
 
 def _adam_scale(optimizer: torch.optim.AdamW) -> float:

@@ -1,0 +1,50 @@
+"""Scores averaged over the chains of an ensemble, which are retrainings of the bank."""
+
+from forebear.devices import lease_devices
+from forebear.jobs import measured, start
+
+start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
+
+from pathlib import Path
+
+from forebear.bank import checked_folder, ensemble_keys
+from forebear.datasets import collection_digest, file_digest
+from forebear.ensemble import ChainStage, FactorOptions, chain_scores
+from forebear.kronecker import Damping
+from forebear.links import pull_of
+from forebear.manifests import read_manifest
+from forebear.points import open_point
+from forebear.progress import progress
+from forebear.score_files import write_scores
+
+params, files = snakemake.params, snakemake.input
+digest = {"data_digest": collection_digest(files.attributed)}
+keys = ensemble_keys(files.shards, digest, params.seed, params.members)
+options = FactorOptions(params.seed, params.batch_tokens, params.label_samples)
+
+total, trained, scoring = 0.0, 0.0, 0.0
+with measured() as cost:
+    for key in progress(keys, "ensemble", "chain"):
+        stages = []
+        for link, records in zip(params.links, files.records, strict=True):
+            manifest = checked_folder(Path(params.bank) / key / link["point"]) / "manifest.json"
+            point = open_point(manifest, records, params.max_length, params.gpus, params.split_heads)
+            stages.append(ChainStage(point.model, point.examples, Damping(**link["damping"]), pull_of(link, manifest)))
+        trained += read_manifest(manifest)["cost"]["seconds"]
+        last = open_point(manifest, files.queries, params.max_length, params.gpus, params.split_heads, end=False)
+        scores, seconds = chain_scores(stages, last.examples, last.blocks, options)
+        total = total + scores.double()
+        scoring += seconds
+
+# The chains' training is a cost of the method, although here they are at hand already.
+attributes = {
+    "study": params.study,
+    "estimator": "multistage-ensemble",
+    "data_digest": file_digest(files.records[0]),
+    "query_data_digest": file_digest(files.queries),
+    **cost,
+    "seconds": scoring,
+    "overhead_seconds": trained + cost["seconds"] - scoring,
+}
+write_scores(snakemake.output.scores, (total / len(keys)).float().numpy(), attributes)
