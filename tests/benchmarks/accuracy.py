@@ -1,0 +1,449 @@
+"""What moves the accuracy of the default study: makes the tables of docs/accuracy.md.
+
+    snakemake --cores 2 results/facts/evaluation.csv
+    python tests/benchmarks/accuracy.py            # everything, about an hour on one core
+    python tests/benchmarks/accuracy.py halves     # one section
+
+Scores and further chains are kept in a cache folder, so that an interrupted run goes on
+where it was. The retrainings that the scores must predict are those of results/facts, all
+with the seed 0; no chain used here is one of them.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from forebear.bank import Retraining, draw_subsets, read_bank, read_shards, read_subsets
+from forebear.blocks import Block, tracked_blocks
+from forebear.chain import Curvature, precondition_chain
+from forebear.checkpoints import load_model, save_checkpoint
+from forebear.config import read_config
+from forebear.datasets import encode, read_records
+from forebear.ensemble import ChainStage, FactorOptions, fit_curvature
+from forebear.evaluation import BOOTSTRAP, Bank, rank_correlations, subset_predictions
+from forebear.kronecker import Damping
+from forebear.outer import formed
+from forebear.retraining import prepare_stage, retrain
+from forebear.score_files import read_scores
+from forebear.scoring import Request, pairwise_scores, query_gradients
+from forebear.self_influence import self_influence
+from forebear.training import Schedule, build_model, build_tokenizer, train
+
+STAGES = ("pretraining", "finetuning")
+PARTS_SEED = 1000  # draws the halves that chains are trained on: not those of the ground truth
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of scoring at one chain; the defaults are the study's multistage-ekfac."""
+
+    blocks: str = "layers"
+    own: float = 1e-3  # ρ of pretraining
+    later: float = 1.0  # ρ of fine-tuning
+    alpha: float = 1e-5
+    labels: int = 1  # drawn for each factor
+
+    @property
+    def key(self) -> str:
+        return "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in vars(self).values())
+
+
+BASE = Variant()
+
+
+class Lab:
+    """The finished study, and the chains and scores that are made beside it."""
+
+    def __init__(self, results: Path, cache: Path):
+        self.results, self.cache = results, cache
+        self.study = read_config("config.yaml").studies["facts"]
+        self.records = {name: read_records(results / f"data/{name}.jsonl") for name in (*STAGES, "queries")}
+        self.tokenizer = build_tokenizer([record for stage in STAGES for record in self.records[stage]])
+        self.examples = {
+            name: encode(records, self.tokenizer, self.study.max_length, end=name != "queries")
+            for name, records in self.records.items()
+        }
+        masks = read_subsets(results / "ground_truth/subsets.h5")["pretraining"]
+        self.bank = Bank(masks, *read_bank(results / "ground_truth/bank.h5")).with_seed(0)
+
+    def chain(self, seed: int, part: int | None = None) -> "Chain":
+        """A chain with a seed, on all documents or on the row `part` of random halves."""
+        if part is None and seed == 0:
+            return Chain(self, "seed0", self.results / "models")
+        name = f"seed{seed}" if part is None else f"seed{seed}-half{part}"
+        folder = self.cache / "models" / name
+        if not (folder / "finetuning/manifest.json").exists():
+            mask = None if part is None else self.halves[part]
+            schedules = [Schedule(**self.study.stage(name).training.model_dump()) for name in STAGES]
+            stages = [
+                prepare_stage(self.records[name], self.tokenizer, self.study.max_length, "language_modelling", schedule)
+                for name, schedule in zip(STAGES, schedules, strict=True)
+            ]
+            began = time.perf_counter()
+            models = retrain(build_model(self.study.model, self.tokenizer, seed), stages, [mask, None], seed)
+            seconds = time.perf_counter() - began
+            for stage, (model, _) in zip(STAGES, models, strict=True):
+                save_checkpoint(folder / stage, model, self.tokenizer, cost={"seconds": seconds, "peak_bytes": 0})
+        return Chain(self, name, folder)
+
+    def member(self, place: int) -> "Chain":
+        """The bank's retraining with another seed on subset `place`."""
+        keys = read_shards(sorted((self.results / "ground_truth/shards").glob("*.h5")))
+        return Chain(self, f"member{place}", self.results / "ground_truth/retrainings" / keys[Retraining(place, 1)])
+
+    def study_scores(self, estimator: str) -> np.ndarray:
+        return read_scores(self.results / f"scores/pretraining/{estimator}.h5")[0]
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Epoch → the study's own pretraining after it; it is trained again to get at them and at √v̂ of its end."""
+        folder = self.cache / "models/checkpoints"
+        epochs = {epoch: folder / str(epoch) for epoch in (2, 5, 8, 11, 14, 17)}
+        schedule = Schedule(**self.study.stage("pretraining").training.model_dump())
+        per_epoch = -(-len(self.examples["pretraining"]) // schedule.batch_size)
+        model, steps = build_model(self.study.model, self.tokenizer, 0), 0
+
+        def keep(optimizer, *_):
+            nonlocal steps
+            steps += 1
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if steps in [epoch * per_epoch for epoch in epochs]:
+                copy = build_model(self.study.model, self.tokenizer, 0)
+                with torch.no_grad():
+                    for ours, theirs in zip(copy.parameters(), parameters, strict=True):
+                        ours.copy_(theirs)
+                save_checkpoint(epochs[steps // per_epoch], copy, self.tokenizer)
+            if steps == per_epoch * schedule.epochs:
+                correction = 1 - optimizer.param_groups[0]["betas"][1] ** steps
+                roots = [(optimizer.state[parameter]["exp_avg_sq"] / correction).sqrt() for parameter in parameters]
+                names = [name for name, _ in model.named_parameters()]
+                save_file(dict(zip(names, roots, strict=True)), folder / "adam.safetensors")
+
+        if not (folder / "adam.safetensors").exists():
+            handle = register_optimizer_step_post_hook(keep)
+            try:
+                train(model, self.examples["pretraining"], schedule, (0, 0))
+            finally:
+                handle.remove()
+        return epochs
+
+    @cached_property
+    def halves(self) -> np.ndarray:
+        """[32, N] random halves of the documents."""
+        return draw_subsets({"pretraining": len(self.examples["pretraining"])}, 0.5, 32, PARTS_SEED)["pretraining"]
+
+
+class Chain:
+    """A trained chain, at which documents are scored."""
+
+    def __init__(self, lab: Lab, name: str, folder: Path, pretraining: Path | None = None):
+        self.lab, self.name = lab, name
+        self.folders = {"pretraining": pretraining or folder / "pretraining", "finetuning": folder / "finetuning"}
+        self._factors: dict[tuple[str, str, int], Curvature] = {}
+
+    @cached_property
+    def models(self) -> dict[str, torch.nn.Module]:
+        return {name: load_model(folder) for name, folder in self.folders.items()}
+
+    def at(self, epoch: int) -> "Chain":
+        """The same with the documents seen at an earlier checkpoint of pretraining."""
+        folder = self.folders["finetuning"].parent
+        return Chain(self.lab, f"{self.name}-epoch{epoch}", folder, self.lab.checkpoints()[epoch])
+
+    def blocks(self, which: str) -> list[Block]:
+        layers = tracked_blocks(self.models["pretraining"])
+        vocabulary, hidden = self.models["pretraining"].get_output_embeddings().weight.shape
+        head = Block("embed_out", "embed_out", "head", slice(0, vocabulary), (vocabulary, hidden), False)
+        return {
+            "layers": layers,
+            "mlp": [b for b in layers if b.kind == "mlp"],
+            "attention": [b for b in layers if b.kind == "attention"],
+            "first": [b for b in layers if "layers/0" in b.name],
+            "last": [b for b in layers if "layers/1" in b.name],
+            "head": [head],
+            "layers+head": [*layers, head],
+        }[which]
+
+    def curvature(self, stage: str, variant: Variant) -> Curvature:
+        key = (stage, variant.blocks, variant.labels)
+        if key not in self._factors:
+            of = ChainStage(self.models[stage], self.lab.examples[stage], Damping(relative=0.0))
+            options = FactorOptions(0, self.lab.study.batch_tokens, variant.labels)
+            self._factors[key] = fit_curvature(of, self.blocks(variant.blocks), options)
+        if stage == "pretraining":
+            return replace(self._factors[key], damping=Damping(relative=variant.own))
+        return replace(self._factors[key], damping=Damping(relative=variant.later), pull=variant.alpha)
+
+    def _kept(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        path = self.lab.cache / "scores" / self.name / f"{name}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            value = compute()
+            np.save(path.with_suffix(".partial.npy"), value)
+            path.with_suffix(".partial.npy").rename(path)
+        return np.load(path)
+
+    def scores(self, variant: Variant = BASE) -> np.ndarray:
+        """[N, Q] of the variant, without self-influence."""
+        return self._kept(variant.key, lambda: self._scores(variant))
+
+    def self_influence(self, variant: Variant = BASE) -> np.ndarray:
+        """gᵀ H̃⁻¹ g of every document, [N]."""
+        of = replace(variant, later=1.0, alpha=1.0)  # they have no part in it
+        return self._kept("self-" + of.key, lambda: self._self_influence(of))
+
+    def relatif(self, variant: Variant = BASE, power: float = 0.5) -> np.ndarray:
+        return self.scores(variant) / self.self_influence(variant)[:, None] ** power
+
+    def _self_influence(self, variant: Variant) -> np.ndarray:
+        arguments = self.blocks(variant.blocks), self.lab.examples["pretraining"]
+        curvature = self.curvature("pretraining", variant)
+        return self_influence(self.models["pretraining"], *arguments, curvature, self.lab.study.batch_tokens).numpy()
+
+    def _later(self, variant: Variant) -> tuple[list[Block], dict[str, torch.Tensor]]:
+        """The blocks, and the queries behind fine-tuning's inverse."""
+        blocks, examples = self.blocks(variant.blocks), self.lab.examples["queries"]
+        gradients, _ = query_gradients(self.models["finetuning"], blocks, examples, self.lab.study.batch_tokens)
+        return blocks, precondition_chain(gradients, blocks, [(self.curvature("finetuning", variant), variant.alpha)])
+
+    def _scores(self, variant: Variant) -> np.ndarray:
+        blocks, later = self._later(variant)
+        return self._against(blocks, precondition_chain(later, blocks, [(self.curvature("pretraining", variant), 1.0)]))
+
+    def _against(self, blocks: list[Block], columns: dict[str, torch.Tensor]) -> np.ndarray:
+        """The documents' gradients against preconditioned queries, [N, Q]."""
+        model, documents = self.models["pretraining"], self.lab.examples["pretraining"]
+        scores = np.empty((len(documents), len(self.lab.examples["queries"])), np.float32)
+
+        def write(_, places, values):
+            scores[places] = values
+
+        request = Request("columns", frozenset(b.name for b in blocks))
+        budget = self.lab.study.batch_tokens
+        pairwise_scores(model, blocks, documents, {"columns": columns}, {"scores": request}, budget, write)
+        return scores
+
+    def adam_scores(self) -> np.ndarray:
+        def compute() -> np.ndarray:
+            self.lab.checkpoints()
+            roots = load_file(self.lab.cache / "models/checkpoints/adam.safetensors")
+            blocks, later = self._later(BASE)
+            for block in blocks:
+                name = block.module.replace("/", ".")
+                root = torch.cat([roots[f"{name}.weight"], roots[f"{name}.bias"][:, None]], 1)
+                later[block.name] /= root + 1e-8
+            return self._against(blocks, later)
+
+        return self._kept("adam", compute)
+
+    def gram(self) -> np.ndarray:
+        """G W Gᵀ of all documents with EK-FAC's inverse W of pretraining, [N, N]; a block at a time."""
+
+        def compute() -> np.ndarray:
+            model, documents = self.models["pretraining"], self.lab.examples["pretraining"]
+            total, curvature = torch.zeros(len(documents), len(documents)), self.curvature("pretraining", BASE)
+            for block in self.blocks("layers"):
+                gradients, _ = query_gradients(model, [block], documents, self.lab.study.batch_tokens)
+                inverse = precondition_chain(gradients, [block], [(curvature, 1.0)])[block.name]
+                total += inverse.flatten(1) @ formed(gradients[block.name]).flatten(1).T
+            return total.double().numpy()
+
+        return self._kept("gram", compute)
+
+
+# How an ensemble's members are combined: [C, N, Q] → [N, Q].
+
+
+def standardised(scores: np.ndarray) -> np.ndarray:
+    """Each member's scores of a query divided by their deviation, then the mean."""
+    return (scores / scores.std(1, keepdims=True)).mean(0)
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    return scores.argsort(1).argsort(1).mean(0)
+
+
+# The sections of the page: each yields rows of (what was tried, scores [N, Q]).
+
+Rows = Iterator[tuple[str, np.ndarray]]
+SECTIONS: dict[str, Callable[[Lab], Rows]] = {}
+
+
+def section(function: Callable[[Lab], Rows]) -> Callable[[Lab], Rows]:
+    SECTIONS[function.__name__] = function
+    return function
+
+
+@section
+def normalisation(lab: Lab) -> Rows:
+    """One chain; what a document's scores are divided by."""
+    chain = lab.chain(0)
+    yield "multistage-ekfac", chain.scores()
+    for power in (0.25, 0.5, 0.75, 1.0):
+        yield f"divided by self-influence to the power {power:g}", chain.relatif(power=power)
+
+
+@section
+def members(lab: Lab) -> Rows:
+    """Chains of the bank: seed 1, on the ground truth's subsets 0, 1, ..., as multistage-ensemble has them."""
+    chains = [lab.member(k) for k in range(8)]
+    plain = np.stack([chain.scores() for chain in chains])
+    own = np.stack([chain.self_influence() for chain in chains])[..., None]
+    relatif = plain / np.sqrt(own)
+    for number in (1, 2, 4, 8):
+        yield f"{number} chains, RelatIF: mean", relatif[:number].mean(0)
+    yield "4 chains, RelatIF: standardised for each query", standardised(relatif[:4])
+    yield "8 chains, RelatIF: standardised for each query", standardised(relatif)
+    yield "8 chains, RelatIF: mean rank for each query", ranks(relatif)
+    yield "8 chains, RelatIF: median", np.median(relatif, axis=0)
+    for power in (0, 0.25, 0.75, 1):
+        yield f"8 chains, divided by self-influence to the power {power}: mean", (plain / own**power).mean(0)
+    yield "8 chains: mean, divided by the root of the mean self-influence", plain.mean(0) / np.sqrt(own.mean(0))
+    inside = lab.bank.subsets[:8, :, None]
+    for what, weight in (("in", inside), ("not in", ~inside)):
+        mean = (relatif * weight).sum(0) / np.maximum(weight.sum(0), 1)
+        yield f"8 chains, RelatIF: mean over those that have the document {what} their half", mean
+    yield "8 chains and the study's own, RelatIF: mean", np.concatenate([relatif, [lab.chain(0).relatif()]]).mean(0)
+
+
+@section
+def halves(lab: Lab) -> Rows:
+    """Chains of different seeds, each on a half that is none of the ground truth's."""
+    relatif = [lab.chain(k + 1, k).relatif() for k in range(4)]
+    yield "4 chains, RelatIF: mean", np.mean(relatif, axis=0)
+
+
+@section
+def same_seed(lab: Lab) -> Rows:
+    """Chains of the study's own seed, each on a half that is none of the ground truth's."""
+    relatif = [lab.chain(0, k).relatif() for k in range(16, 20)]
+    yield "4 chains, RelatIF: mean", np.mean(relatif, axis=0)
+
+
+@section
+def whole(lab: Lab) -> Rows:
+    """Chains of other seeds on all documents."""
+    relatif = [lab.chain(k).relatif() for k in range(1, 4)]
+    yield "3 chains, RelatIF: mean", np.mean(relatif, axis=0)
+
+
+@section
+def blocks(lab: Lab) -> Rows:
+    """Other blocks, RelatIF; one chain and four of the bank."""
+    for which in ("layers", "mlp", "attention", "first", "last", "head", "layers+head"):
+        variant = Variant(blocks=which)
+        yield f"{which}, one chain", lab.chain(0).relatif(variant)
+        yield f"{which}, 4 chains", np.mean([lab.member(k).relatif(variant) for k in range(4)], axis=0)
+
+
+@section
+def dampings(lab: Lab) -> Rows:
+    """Other dampings, RelatIF; one chain and four of the bank."""
+    for variant in (Variant(own=own, later=later) for own in (1e-4, 1e-3, 1e-2, 1e-1) for later in (0.1, 1.0, 10.0)):
+        what = f"ρ_pt {variant.own:g}, ρ_ft {variant.later:g}"
+        yield f"{what}, one chain", lab.chain(0).relatif(variant)
+        yield f"{what}, 4 chains", np.mean([lab.member(k).relatif(variant) for k in range(4)], axis=0)
+
+
+@section
+def labels(lab: Lab) -> Rows:
+    """More labels drawn for every factor, RelatIF, one chain."""
+    for number in (4, 16):
+        yield f"{number} labels", lab.chain(0).relatif(Variant(labels=number))
+
+
+@section
+def checkpoints(lab: Lab) -> Rows:
+    """Documents and their curvature also at earlier checkpoints of one chain's pretraining, RelatIF."""
+    chain, kept = lab.chain(0), {}
+    for epoch in lab.checkpoints():
+        kept[epoch] = chain.at(epoch).relatif()
+        yield f"after epoch {epoch} of 20", kept[epoch]
+    everything = np.stack([*kept.values(), chain.relatif()])
+    yield "mean of all and the end: standardised", standardised(everything)
+    yield "the last two and the end: standardised", standardised(everything[-3:])
+
+
+@section
+def adam(lab: Lab) -> Rows:
+    """Pretraining's inverse replaced by the division by √v̂ of its last step, parameter by parameter."""
+    yield "no self-influence", lab.chain(0).adam_scores()
+
+
+@section
+def gram(lab: Lab) -> Rows:
+    """The documents' exact curvature, across blocks, on top of EK-FAC's inverse W: (c + G W Gᵀ/N)⁻¹ times the scores."""
+    chain = lab.chain(0)
+    products = chain.gram() / len(lab.examples["pretraining"])
+    for c in (0.1, 1.0, 10.0):
+        damped = products + c * products.diagonal().mean() * np.eye(len(products))
+        solved = np.linalg.solve(damped, chain.scores().astype(np.float64))
+        yield f"c {c:g} of the mean self-influence", solved
+        # Leave-one-out of the linear problem divides by the diagonal of the inverse.
+        yield f"c {c:g}, divided by its own leave-one-out", solved / np.linalg.inv(damped).diagonal()[:, None]
+
+
+@section
+def solvers(lab: Lab) -> Rows:
+    """Estimators of the study itself; those that run on a few queries are compared with EK-FAC on the same ones."""
+    for name in ("multistage-source", "multistage-source-adam", "multistage-kfac", "trak"):
+        yield name, lab.study_scores(name)
+    for name in ("multistage-pcg", "cg", "lissa", "arnoldi"):
+        scores = lab.study_scores(name)
+        yield f"{name}, on {(~np.isnan(scores[0])).sum()} queries", scores
+    yield "multistage-ekfac, on these queries", np.where(np.isnan(scores), np.nan, lab.chain(0).scores())
+
+
+def table(lab: Lab, rows: Rows, base: np.ndarray) -> None:
+    subsets, gain = lab.bank.subsets[lab.bank.subset], -lab.bank.measurements
+    baseline = subset_predictions(base, subsets)
+    print(
+        "| what | LDS | even queries | odd queries | difference (95% interval) |\n| --- | ---: | ---: | ---: | ---: |"
+    )
+    for label, scores in rows:
+        predicted = subset_predictions(scores, subsets)
+        of = rank_correlations(predicted, gain)
+        low, high = difference_interval(predicted, baseline, gain)
+        shift = np.nanmean(of) - np.nanmean(rank_correlations(baseline, gain))
+        print(
+            f"| {label} | {np.nanmean(of):.3f} | {np.nanmean(of[::2]):.3f} | {np.nanmean(of[1::2]):.3f} "
+            f"| {shift:+.3f} ({low:+.3f} to {high:+.3f}) |",
+            flush=True,
+        )
+
+
+def difference_interval(predicted: np.ndarray, baseline: np.ndarray, gain: np.ndarray) -> tuple[float, float]:
+    """95% interval of the difference of two LDS, resampling retrainings and queries for both alike."""
+    generator = np.random.default_rng(0)
+    rows, columns = predicted.shape
+    differences = []
+    for _ in range(BOOTSTRAP):
+        chosen = generator.integers(rows, size=rows)[:, None], generator.integers(columns, size=columns)[None]
+        pair = [np.nanmean(rank_correlations(p[chosen], gain[chosen])) for p in (predicted, baseline)]
+        differences.append(pair[0] - pair[1])
+    return tuple(np.quantile(differences, [0.025, 0.975]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the tables of docs/accuracy.md.")
+    parser.add_argument("sections", nargs="*", default=[], help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--results", type=Path, default=Path("results/facts"))
+    parser.add_argument("--cache", type=Path, default=Path("results/facts-accuracy"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    lab = Lab(arguments.results, arguments.cache)
+    base = lab.chain(0).relatif()
+    for name in arguments.sections or SECTIONS:
+        print(f"\n{name}: {SECTIONS[name].__doc__ or ''}", flush=True)
+        table(lab, SECTIONS[name](lab), base)
+
+
+if __name__ == "__main__":
+    main()
