@@ -235,6 +235,7 @@ def link_of(wildcards, point):
         "damping": stage.damping.model_dump(),
         "alpha": stage.alpha if place > 0 and at_own_model else None,
         "scaled": place > study.stage_names.index(wildcards.stage),
+        "seed": study.training_seed,
     }
 
 

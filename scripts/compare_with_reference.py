@@ -16,8 +16,8 @@ from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}
-reference, reference_cost = read_scores(files.reference[0], digests)
-check, _ = read_scores(files.check[0], digests)
+reference, reference_cost = read_scores(files.reference[0], {**digests, "estimator": "reference"})
+check, _ = read_scores(files.check[0], {**digests, "estimator": "reference-check"})
 
 
 def seconds_of(estimator: str, cost: dict) -> float:
@@ -28,7 +28,7 @@ def seconds_of(estimator: str, cost: dict) -> float:
 
 rows = []
 for name, file in zip(params.estimators, files.scores, strict=True):
-    scores, cost = read_scores(file, digests)
+    scores, cost = read_scores(file, {**digests, "estimator": name})
     agreed = agreement(scores, reference, params.seed)
     rows.append({"estimator": name, **agreed, "seconds": seconds_of(name, cost)})
 summary = {

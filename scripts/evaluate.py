@@ -31,7 +31,8 @@ digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(file
 rows = []
 for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
     of_stages = files.scores[k * len(params.stages) :][: len(params.stages)]
-    matrices, costs = zip(*map(read_scores, of_stages, digests), strict=True)
+    expected = [{**digest, "estimator": name} for digest in digests]
+    matrices, costs = zip(*map(read_scores, of_stages, expected), strict=True)
     scores = dict(zip(params.stages, matrices, strict=True))
     overhead = [read_cost(source) for source in params.overhead[name]]
     row = evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed, candidates)

@@ -11,7 +11,8 @@ from forebear.score_files import read_scores
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
-digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
+of_queries = {"query_data_digest": file_digest(files.queries), "estimator": params.estimator}
+digests = [{"data_digest": file_digest(file), **of_queries} for file in files.records]
 matrices = [read_scores(file, expected)[0] for file, expected in zip(files.scores, digests, strict=True)]
 stages = dict(zip(params.stages, map(read_records, files.records), strict=True))
 page = proponents_markdown(

@@ -7,11 +7,13 @@ start(snakemake.log[0], snakemake.threads)
 import numpy as np
 
 from forebear.datasets import file_digest
+from forebear.estimators import ESTIMATORS
 from forebear.score_files import read_scores, read_self_influence, write_scores
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records)}
-scores, attributes = read_scores(files.scores, {**digests, "query_data_digest": file_digest(files.queries)})
+of_base = {"query_data_digest": file_digest(files.queries), "estimator": ESTIMATORS[params.estimator].base}
+scores, attributes = read_scores(files.scores, {**digests, **of_base})
 with measured() as cost:
     normalised = scores / np.sqrt(read_self_influence(files.self_influence, digests))[:, None]
 attributes |= {"estimator": params.estimator, "seconds": attributes["seconds"] + cost["seconds"]}

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from copies import copy_workflow, snakemake
+from forebear.factor_files import read_eigenvalues, write_eigenvalues
+from forebear.store import read_attributes
 
 FIGURE = "results/figures/spearman.png"
 COLUMNS = "results/tiny/queries/pretraining/multistage-ekfac.h5"
@@ -209,9 +211,41 @@ def test_a_file_cut_in_half_is_refused(workspace):
 
 def test_factors_of_another_model_are_refused(workspace):
     factors = workspace / "results/tiny/factors"
-    target = factors / "pretraining/eigenbasis.h5"
-    times = target.stat().st_atime_ns, target.stat().st_mtime_ns
-    shutil.copy(factors / "finetuning/eigenbasis.h5", target)
-    os.utime(target, ns=times)  # as a careless copy with preserved times would leave it
+    exchange(factors / "pretraining/eigenbasis.h5", (factors / "finetuning/eigenbasis.h5").read_bytes())
     refused(workspace, "was made with another model digest", COLUMNS, "--force")
     assert not (workspace / COLUMNS).exists()
+
+
+def test_factors_of_another_seed_are_refused(workspace):
+    target = workspace / "results/tiny/factors/pretraining/eigenvalues.h5"
+    other = {**read_attributes(target), "seed": 1}
+    write_eigenvalues(workspace / "other.h5", read_eigenvalues(target), other)
+    exchange(target, (workspace / "other.h5").read_bytes())
+    refused(workspace, "was made with another seed (1 instead of 0)", COLUMNS, "--force")
+    assert not (workspace / COLUMNS).exists()
+
+
+def exchange(target: Path, content: bytes) -> None:
+    """Replace a file as a careless copy with preserved times would."""
+    times = target.stat().st_atime_ns, target.stat().st_mtime_ns
+    target.write_bytes(content)
+    os.utime(target, ns=times)
+
+
+def test_scores_of_another_estimator_are_refused(workspace):
+    scores = workspace / "results/tiny/scores/pretraining"
+    exchange(scores / "multistage-ekfac.h5", (scores / "multistage-kfac.h5").read_bytes())
+    for target in ("results/tiny/evaluation.csv", "results/tiny/proponents.md"):
+        refused(workspace, "was made with another estimator (multistage-kfac instead of multi", target, "--force")
+        assert not (workspace / target).exists()
+
+
+def test_fewer_gpus_than_the_study_asks_for_is_one_sentence(workspace):
+    """Snakemake clips what a job asks for to --resources; the job counts its devices itself."""
+    edit_config(workspace, gpus=2)
+    model = "results/tiny/models/pretraining/manifest.json"
+    for visible in ("", "0"):
+        run = snakemake(workspace, model, "--resources", "gpu=1", CUDA_VISIBLE_DEVICES=visible)
+        assert run.returncode == 1
+        assert f"the study asks for 2 GPUs, but this job sees {len(visible)} " in run.stdout
+        assert "Traceback" not in run.stdout

@@ -24,12 +24,12 @@ def open_link(
 
     Args:
         link: `point`, `damping`, `alpha` ("auto", a number, or None for a stage without a
-            pull) and `scaled`.
+            pull), `scaled`, and `seed`, that of the labels that the factors were sampled with.
         manifest, records: the model and the data that the factors must have been made from.
         eigenvalues: EK-FAC's Λ, or None for K-FAC's.
         stored: leave the factors in their files and read a block's whenever it is asked for.
     """
-    digests = point_digests(manifest, records)
+    digests = {**point_digests(manifest, records), "seed": link["seed"]}
     basis = (stored_eigenbasis if stored else read_eigenbasis)(eigenbasis, digests)
     if eigenvalues is not None:
         values = (stored_eigenvalues if stored else read_eigenvalues)(eigenvalues, digests)
@@ -63,7 +63,7 @@ def open_segment(
     Args:
         adam: whether the training record's time is AdamW's.
     """
-    digests = point_digests(manifest, records)
+    digests = {**point_digests(manifest, records), "seed": link["seed"]}
     time = training_time(read_manifest(manifest)["training"], adam)
     print(f"{link['point']}: time {time}")
     basis, values = stored_eigenbasis(eigenbasis, digests), stored_eigenvalues(eigenvalues, digests)
