@@ -31,6 +31,17 @@ def test_every_rule_has_its_script_and_every_script_its_rule():
     assert used <= named
 
 
+def test_every_entry_of_every_profile_has_a_comment():
+    for path in (ROOT / "profiles").glob("*/config.yaml"):
+        lines = path.read_text().splitlines()
+        sections = [yaml.compose(path.read_text())]
+        while sections:
+            for key, value in sections.pop().value:
+                line = key.start_mark.line
+                assert "#" in lines[line] or lines[line - 1].lstrip().startswith("#"), f"{path}: {key.value}"
+                sections += [value] if isinstance(value, yaml.MappingNode) else []
+
+
 def test_every_script_that_uses_gpus_leases_them_before_it_imports_torch():
     for path in (ROOT / "scripts").glob("*.py"):
         script = path.read_text()
