@@ -190,6 +190,14 @@ def corpus_limit(wildcards):
     return corpus.limit.get(wildcards.dataset) if isinstance(corpus, StageFiles) else None
 
 
+def embedded_corpus(wildcards):
+    """What an embedded corpus is built from; None for files, whose other keys are not of this data set."""
+    study = study_of(wildcards)
+    if isinstance(study.corpus, StageFiles):
+        return None
+    return {**study.corpus.model_dump(mode="json"), "seed": study.seed}
+
+
 def tokenizer_data(wildcards):
     """The first stage's vocabulary comes from all training data of the study; later stages inherit it.
 

@@ -17,8 +17,7 @@ rule prepare_data:
         dataset="{dataset}",
         file=corpus_file,
         limit=corpus_limit,
-        corpus=lambda w: study_of(w).corpus.model_dump(mode="json"),
-        seed=from_study("seed"),
+        embedded=embedded_corpus,
         engine=engine("prepare_data"),
     message:
         with_needs("{wildcards.study}: prepare {wildcards.dataset}", gpus=False)

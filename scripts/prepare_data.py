@@ -8,11 +8,8 @@ from forebear.corpora import build_corpus
 from forebear.datasets import read_records, write_records
 from forebear.writing import atomic_path
 
-dataset, corpus = snakemake.params.dataset, dict(snakemake.params.corpus)
-if "embedded" in corpus:
-    records = build_corpus(**corpus, seed=snakemake.params.seed)[dataset]
-else:
-    records = read_records(snakemake.params.file, snakemake.params.limit)
+params, dataset = snakemake.params, snakemake.params.dataset
+records = build_corpus(**params.embedded)[dataset] if params.embedded else read_records(params.file, params.limit)
 with atomic_path(snakemake.output.records) as path:
     write_records(path, records)
 print(f"{dataset}: {len(records)} records")

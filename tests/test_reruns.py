@@ -9,14 +9,17 @@ import pytest
 import yaml
 
 from copies import ROOT, copy_workflow
+from forebear.config import reference
+from forebear.digests import SILENT
 from plans import Planner, pretend_finished
 
 pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs/reruns.md").read_text(encoding="utf-8")
 TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
-# One estimator of every kind: in one pass with others, in a pass of its own, made from another, without gradients.
-ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "singlestage-ekfac", "bm25"]
+# One estimator of every kind: in one pass with others, in a pass of its own, made from another,
+# solved for, from retrained models, without gradients.
+ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "multistage-pcg", "singlestage-ekfac", "trak", "bm25"]
 PASSES = {f"compute_pairwise_scores_tiny_pretraining_at_{stage}" for stage in ("pretraining", "finetuning")}
 LINE = json.dumps({"prompt": "a", "completion": "b"}) + "\n"
 
@@ -41,6 +44,15 @@ def rules(cell: str) -> set[str]:
 
 KEYS = {row[0]: rules(row[1]) for row in table("An edit in config.yaml")}
 MODULES = {row[0].strip("`"): rules(row[1]) for row in table("An edit in the engine")}
+OTHERS = {
+    row[0].strip("`"): (row[1].strip("`"), rules(row[2])) for row in table("An edit in the engine of other studies")
+}
+NOTHING = {*SILENT, "config", "corpus_config", "digests", "provenance", "__init__"}
+STUDIES = {
+    "bloom": "results/bloom/evaluation.csv",
+    "dolly": "results/dolly/evaluation.csv",
+    "validation": "results/figures/spearman_cg.png",
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +113,11 @@ def changed(source: Path, target: Path, path: str, value: object) -> Path:
 
 
 EDITS = {
-    "`corpus.countries`": 9,
+    "`corpus`, of an embedded one": {**study(TINY)["corpus"], "countries": 9},
     "`model`": {**study(TINY)["model"], "hidden_size": 32},
     "`max_length`": 24,
-    "`stages[0].training.epochs`": 3,
-    "`stages[1].training.epochs`": 3,
+    "`stages[0].training`": {**study(TINY)["stages"][0]["training"], "epochs": 3},
+    "`stages[1].training`": {**study(TINY)["stages"][1]["training"], "epochs": 3},
     "`stages[0].damping`": 0.1,
     "`stages[1].damping`": 0.2,
     "`stages[1].alpha`": 0.3,
@@ -120,21 +132,40 @@ EDITS = {
     "`ground_truth.repeats`": 4,
     "`ground_truth.shards`": 3,
     "`cost.sizes`": [{"hidden_size": 8}, {"hidden_size": 12}, {"hidden_size": 20}],
+    "`sweep`": {"own": [0.1, 1.0]},
+    "`trak`": {**study(TINY)["trak"], "members": 3},
+    "`solvers`": {**study(TINY)["solvers"], "iterations": 4},
+    "`ensemble`": {"chains": 1},
     "`top`": 3,
     "`seed`": 1,
     "`training_seed`": 1,
+    "`training_fraction`": 0.5,
     "`threads`": 2,
     "`gpus`": 1,
     "`precision`": "bfloat16",
     "`memory`": 2,
 }
 # What touches the passes of one model or another alone, or makes other passes.
-OF_SOME_PASSES = {"`stages[1].damping`", "`stages[1].alpha`", "`attributed_stages`", "`estimators`, one more"}
-CORPUS_FILE = "`corpus.documents`, another file or an edit in it"
+OF_SOME_PASSES = {
+    *("`stages[1].damping`", "`stages[1].alpha`", "`attributed_stages`", "`estimators`, one more", "`solvers`"),
+    *("gauss_newton", "solved_chain", "solvers"),
+}
+FILES = {
+    "`corpus.documents`, another file or an edit in it": ("documents.jsonl", "corpus.documents.pretraining"),
+    "`corpus.queries`, another file or an edit in it": ("queries.jsonl", "corpus.queries"),
+}
+# These make another stage of it, under files of its own.
+STRUCTURE = {"stages[].name", "stages[].task", "stages[].checkpoint"}
 
 
 def test_every_row_of_the_page_is_tried():
-    assert set(KEYS) == {*EDITS, CORPUS_FILE}
+    assert set(KEYS) == {*EDITS, *FILES}
+
+
+def test_every_key_of_a_study_has_a_row():
+    keys = set(re.findall(r"^\| `studies\.\*\.(.+?)` ", reference(), re.M)) - {"stages", "ground_truth"}
+    rows = {re.sub(r"\[\d\]", "[]", row.split("`")[1]) for row in KEYS} | STRUCTURE
+    assert {key for key in keys if not any(key == row or key.startswith(f"{row}.") for row in rows)} == set()
 
 
 @pytest.mark.parametrize("row", EDITS)
@@ -143,35 +174,51 @@ def test_an_edit_of_a_key_reruns_what_the_page_says(embedded, planner, tmp_path,
     assert planned_rules(planner, folder, every_pass=row not in OF_SOME_PASSES) == KEYS[row]
 
 
-def test_an_edit_in_a_corpus_file_reruns_what_the_page_says(own_files, planner, tmp_path):
+@pytest.mark.parametrize("row", FILES)
+def test_an_edit_in_a_file_reruns_what_the_page_says(own_files, planner, tmp_path, row: str):
     folder = shutil.copytree(own_files, tmp_path / "edited", copy_function=shutil.copy2)
-    with (folder / "documents.jsonl").open("a") as handle:
+    with (folder / FILES[row][0]).open("a") as handle:
         handle.write(LINE)
-    assert planned_rules(planner, folder) == KEYS[CORPUS_FILE]
+    assert planned_rules(planner, folder) == KEYS[row]
 
 
-def test_another_corpus_file_reruns_what_the_page_says(own_files, planner, tmp_path):
-    folder = changed(own_files, tmp_path / "edited", "corpus.documents.pretraining", "others.jsonl")
+@pytest.mark.parametrize("row", FILES)
+def test_another_file_reruns_what_the_page_says(own_files, planner, tmp_path, row: str):
+    folder = changed(own_files, tmp_path / "edited", FILES[row][1], "others.jsonl")
     (folder / "others.jsonl").write_text(LINE * 2)
-    assert planned_rules(planner, folder) == KEYS[CORPUS_FILE]
+    assert planned_rules(planner, folder) == KEYS[row]
 
 
-def test_more_queries_retrain_nothing(own_files, planner, tmp_path):
-    folder = shutil.copytree(own_files, tmp_path / "edited", copy_function=shutil.copy2)
-    with (folder / "queries.jsonl").open("a") as handle:
-        handle.write(LINE)
-    planned = planned_rules(planner, folder)
-    assert {"compute_query_gradients", "precondition_queries", "compute_pairwise_scores", "evaluate"} <= planned
-    assert not planned & {"train_stage", "fit_covariances", "compute_eigenbasis", "fit_eigenvalues", "retrain"}
+def edited(source: Path, target: Path, *modules: str) -> Path:
+    """A copy of a finished study with one more line of code in some modules."""
+    folder = shutil.copytree(source, target, copy_function=shutil.copy2)
+    for module in modules:
+        with (folder / f"scripts/forebear/{module}.py").open("a") as handle:
+            handle.write("\nUNUSED = 1\n")
+    return folder
 
 
-def engine_modules() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "scripts/forebear").glob("*.py"))
+def test_every_module_has_a_row_or_is_said_to_rerun_nothing():
+    assert {*MODULES, *OTHERS, *NOTHING} == {path.stem for path in (ROOT / "scripts/forebear").glob("*.py")}
 
 
-@pytest.mark.parametrize("module", engine_modules())
+@pytest.mark.parametrize("module", MODULES)
 def test_an_edit_of_a_module_reruns_what_the_page_says(embedded, planner, tmp_path, module: str):
-    folder = shutil.copytree(embedded, tmp_path / "edited", copy_function=shutil.copy2)
-    with (folder / f"scripts/forebear/{module}.py").open("a") as handle:
-        handle.write("\nUNUSED = 1\n")
-    assert planned_rules(planner, folder) == MODULES.get(module, set())
+    folder = edited(embedded, tmp_path / "edited", module)
+    assert planned_rules(planner, folder, every_pass=module not in OF_SOME_PASSES) == MODULES[module]
+
+
+def test_an_edit_of_all_other_modules_reruns_nothing(embedded, planner, tmp_path):
+    others = {*OTHERS, *NOTHING} - {*MODULES}
+    assert planned_rules(planner, edited(embedded, tmp_path / "edited", *others)) == set()
+
+
+@pytest.mark.parametrize(("study", "target"), STUDIES.items())
+def test_an_edit_of_a_module_of_other_studies_reruns_what_the_page_says(planner, tmp_path, study: str, target: str):
+    config = yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text())
+    folder = pretend_finished(copy_workflow(tmp_path / "finished", config), planner, target)
+    every = planner.rules(folder, "--forceall", target)
+    for module in (module for module, (of, _) in OTHERS.items() if of == study):
+        planned = planner.rules(edited(folder, tmp_path / module, module), target)
+        passes = {rule for rule in planned if rule.startswith("compute_pairwise_scores")}
+        assert planned - passes == OTHERS[module][1] & every
