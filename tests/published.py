@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from copies import ROOT
+from loopback_hub import Repository
 
 SENTENCES = ["The capital of Cuba is Havana .", "Which city ? Answer : Havana", "Rome is the capital of Italy ."]
 
@@ -93,3 +97,43 @@ def lama_and_trex(folder: Path) -> Path:
     ]
     (trex / "re-nlg_0-10000.json").write_text(json.dumps(abstracts))
     return folder
+
+
+def published_data(folder: Path) -> Path:
+    """What the studies bloom and dolly look for in data/, in the formats in which it is published."""
+
+    def write(name: str, lines: list[dict]) -> None:
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    lama_and_trex(folder)
+    write("roots_en_wikipedia.jsonl", [{"text": text, "meta": "{}"} for text in SENTENCES])
+    write("xP3_en.jsonl", [{"inputs": "Which city ?", "targets": "Rome"}] * 3)
+    write("pile.jsonl", [{"text": text, "meta": {"pile_set_name": "Wikipedia (en)"}} for text in SENTENCES])
+    write("dolly-15k.jsonl", [{"instruction": "Name a city", "context": "", "response": "Rome"}] * 3)
+    write("dolly-queries.jsonl", [{"instruction": "What is the capital of Cuba ?", "response": "Havana"}])
+    return folder
+
+
+MAKERS = {
+    "bigscience/bloom-560m": lambda folder: tiny_checkpoint(folder, shard_size="8KB"),
+    "bigscience/bloomz-560m": lambda folder: tiny_checkpoint(folder, seed=1),
+    "EleutherAI/pythia-2.8b": lambda folder: tiny_checkpoint(folder, "gpt_neox"),
+    "databricks/dolly-v2-3b": lambda folder: tiny_checkpoint(folder, "gpt_neox", seed=1, pickled=True),
+    "sentence-transformers/all-MiniLM-L6-v2": tiny_encoder,
+}
+
+
+def published_models(study: str, folder: Path) -> dict[str, Repository]:
+    """Tiny models under the names and revisions that a study of studies/ has."""
+    config = yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text())
+    return {
+        name: Repository(MAKERS[name](folder / name), commit=revision) for name, revision in _pinned(config).items()
+    }
+
+
+def _pinned(part: object) -> dict[str, str]:
+    """Name on the hub → revision."""
+    if isinstance(part, dict) and "hub" in part:
+        return {part["hub"]: part["revision"]}
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+    return {name: revision for inner in parts for name, revision in _pinned(inner).items()}

@@ -44,6 +44,23 @@ def _write_and_stop(self, *arguments):
 ResumableMatrix.write = _write_and_stop
 """
 
+# In the copy, a test may kill a job in its third retraining.
+KILLABLE = """
+
+import os
+import signal
+
+_retrain = retrain
+_begun = []
+
+
+def retrain(*arguments):
+    _begun.append(arguments)
+    if "KILLED" in os.environ and len(_begun) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _retrain(*arguments)
+"""
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
@@ -55,6 +72,8 @@ def finished(tmp_path_factory) -> Path:
     folder = copy_workflow(tmp_path_factory.mktemp("finished"), config)
     with (folder / "scripts/forebear/resumable.py").open("a") as handle:
         handle.write(STOPPABLE)
+    with (folder / "scripts/forebear/retraining.py").open("a") as handle:
+        handle.write(KILLABLE)
     scoring = folder / "scripts/forebear/scoring.py"
     scoring.write_text(scoring.read_text().replace("FLUSH_SECONDS = 20.0", "FLUSH_SECONDS = -1.0"))
     run = snakemake(folder, "results/tiny/evaluation.csv")
@@ -145,6 +164,24 @@ def wait_for(condition, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_a_killed_job_loses_only_the_retraining_in_hand(workspace, finished):
+    truth = workspace / "results/tiny/ground_truth"
+    shutil.rmtree(truth)
+    shard = "results/tiny/ground_truth/shards/1-of-2.h5"
+    killed = snakemake(workspace, shard, KILLED="1")
+    assert killed.returncode == 1
+    kept = {path: path.stat().st_mtime_ns for path in truth.rglob("manifest.json")}
+    assert len(kept) == 2
+    run = snakemake(workspace, shard)
+    assert run.returncode == 0, run.stdout
+    weights = {path.parent.name: path for path in truth.rglob("model.safetensors")}
+    assert len(weights) == 3
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for name, path in weights.items():
+        undisturbed = finished / "results/tiny/ground_truth/retrainings" / name / path.name
+        assert path.read_bytes() == undisturbed.read_bytes()
 
 
 def test_a_missing_shard_is_made_again_without_retraining(workspace, finished):

@@ -11,19 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from loopback_hub import Hub, Repository, serving
-from published import SENTENCES, lama_and_trex, tiny_checkpoint, tiny_encoder
+from loopback_hub import Hub, serving
+from published import published_data, published_models
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-MAKERS = {
-    "bigscience/bloom-560m": lambda folder: tiny_checkpoint(folder, shard_size="8KB"),
-    "bigscience/bloomz-560m": lambda folder: tiny_checkpoint(folder, seed=1),
-    "EleutherAI/pythia-2.8b": lambda folder: tiny_checkpoint(folder, "gpt_neox"),
-    "databricks/dolly-v2-3b": lambda folder: tiny_checkpoint(folder, "gpt_neox", seed=1, pickled=True),
-    "sentence-transformers/all-MiniLM-L6-v2": tiny_encoder,
-}
 
 
 def snakemake(folder: Path, study: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -42,43 +35,17 @@ def snakemake(folder: Path, study: str, *arguments: str, **environment: str) -> 
     )
 
 
-def revisions(study: str) -> dict[str, str]:
-    """Name on the hub → revision, for all published models of a study."""
-
-    def published(part: object) -> dict[str, str]:
-        if isinstance(part, dict) and "hub" in part:
-            return {part["hub"]: part["revision"]}
-        parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
-        return {name: revision for inner in parts for name, revision in published(inner).items()}
-
-    return published(yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text()))
-
-
-def write(path: Path, lines: list[dict]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A working folder with the data of both studies in their published formats."""
-    data = tmp_path / "data"
-    data.mkdir()
-    lama_and_trex(data)
-    write(data / "roots_en_wikipedia.jsonl", [{"text": text, "meta": "{}"} for text in SENTENCES])
-    write(data / "xP3_en.jsonl", [{"inputs": "Which city ?", "targets": "Rome"}] * 3)
-    write(data / "pile.jsonl", [{"text": text, "meta": {"pile_set_name": "Wikipedia (en)"}} for text in SENTENCES])
-    write(data / "dolly-15k.jsonl", [{"instruction": "Name a city", "context": "", "response": "Rome"}] * 3)
-    write(data / "dolly-queries.jsonl", [{"instruction": "What is the capital of Cuba ?", "response": "Havana"}])
+    """A working folder with the data of both studies."""
+    published_data(tmp_path / "data")
     return tmp_path
 
 
 @pytest.mark.parametrize("study", ["bloom", "dolly"])
 def test_a_published_study_runs_from_the_hub_to_its_tables(study, folder, tmp_path):
     targets = [f"results/{study}/evaluation.csv", f"results/{study}/proponents.md"]
-    repositories = {
-        name: Repository(MAKERS[name](tmp_path / name), commit=revision) for name, revision in revisions(study).items()
-    }
-    with serving(Hub(repositories)) as hub:
+    with serving(Hub(published_models(study, tmp_path))) as hub:
         run = snakemake(folder, study, *targets, HF_ENDPOINT=hub.url)
     assert run.returncode == 0, run.stdout
     table = pd.read_csv(folder / targets[0]).set_index("estimator")
