@@ -47,7 +47,7 @@ MODULES = {row[0].strip("`"): rules(row[1]) for row in table("An edit in the eng
 OTHERS = {
     row[0].strip("`"): (row[1].strip("`"), rules(row[2])) for row in table("An edit in the engine of other studies")
 }
-NOTHING = {*SILENT, "config", "corpus_config", "digests", "expected", "provenance", "__init__"}
+NOTHING = {*SILENT, "config", "corpus_config", "digests", "ensemble", "expected", "provenance", "__init__"}
 STUDIES = {
     "bloom": "results/bloom/evaluation.csv",
     "dolly": "results/dolly/evaluation.csv",
@@ -135,11 +135,10 @@ EDITS = {
     "`sweep`": {"own": [0.1, 1.0]},
     "`trak`": {**study(TINY)["trak"], "members": 3},
     "`solvers`": {**study(TINY)["solvers"], "iterations": 4},
-    "`ensemble`": {"chains": 1},
+    "`ensemble`": {"members": 2},
     "`top`": 3,
     "`seed`": 1,
     "`training_seed`": 1,
-    "`training_fraction`": 0.5,
     "`threads`": 2,
     "`gpus`": 1,
     "`precision`": "bfloat16",
