@@ -131,7 +131,7 @@ EDITS = {
     "`ground_truth.fraction`": 0.4,
     "`ground_truth.repeats`": 4,
     "`ground_truth.shards`": 3,
-    "`cost.sizes`": [{"hidden_size": 8}, {"hidden_size": 12}, {"hidden_size": 20}],
+    "`cost`": {"sizes": [{"hidden_size": 8}, {"hidden_size": 12}, {"hidden_size": 20}]},
     "`sweep`": {"own": [0.1, 1.0]},
     "`trak`": {**study(TINY)["trak"], "members": 3},
     "`solvers`": {**study(TINY)["solvers"], "iterations": 4},
