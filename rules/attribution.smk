@@ -119,8 +119,14 @@ rule solve_queries:
 
 # One pass over a stage's documents serves all estimators that look at them at the same model;
 # it writes one file an estimator, so there is one rule for each study, stage and model. Files
-# are updated: one more estimator leaves those of the others as they are.
+# are updated: one more estimator leaves those of the others as they are. Where shards share
+# the pass, there is such a file for each shard.
 for study, attributed, stage, estimators in all_passes():
+    note = (
+        ", shard {wildcards.shard} of {wildcards.shards}"
+        if CONFIG.studies[study].shards > 1
+        else ""
+    )
 
     rule:
         name:
@@ -132,9 +138,16 @@ for study, attributed, stage, estimators in all_passes():
             queries=f"results/{study}/data/queries.jsonl",
             columns=[columns_file(study, attributed, columns) for columns in columns_of(estimators)],
         output:
-            scores=[update(f"results/{study}/scores/{attributed}/{e}.h5") for e in estimators],
+            scores=[
+                update(whole_or_shard(study, f"results/{study}/scores/{attributed}/{e}", "h5"))
+                for e in estimators
+            ],
         log:
-            f"results/{study}/logs/compute_pairwise_scores/{attributed}_at_{stage}.log",
+            whole_or_shard(
+                study,
+                f"results/{study}/logs/compute_pairwise_scores/{attributed}_at_{stage}",
+                "log",
+            ),
         priority: 10
         conda:
             "../envs/forebear.yaml"
@@ -151,6 +164,7 @@ for study, attributed, stage, estimators in all_passes():
             gpu=CONFIG.studies[study].gpus,
         params:
             study=study,
+            shard=shard_of,
             estimators=estimators,
             columns=columns_of(estimators),
             split_heads=CONFIG.studies[study].split_heads,
@@ -161,10 +175,39 @@ for study, attributed, stage, estimators in all_passes():
             engine=engine("compute_pairwise_scores"),
         message:
             with_needs(
-                f"{study}: score the documents of {attributed} at the {stage} model", planned=True
+                f"{study}: score the documents of {attributed} at the {stage} model{note}",
+                planned=True,
             )
         script:
             "../scripts/compute_pairwise_scores.py"
+
+
+rule gather_scores:
+    input:
+        shards=shards_of("scores/{stage}/{estimator}"),
+        manifest=lambda w: manifest(w.study, scoring_stage(w)),
+        records=lambda w: scored_records(w.study, w.stage),
+    output:
+        rows="results/{study}/scores/{stage}/{estimator}.h5",
+    log:
+        "results/{study}/logs/gather_scores/{stage}-{estimator}.log",
+    wildcard_constraints:
+        study=SHARDED,
+        estimator="|".join(name for name, e in ESTIMATORS.items() if e.uses_gradients),
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        kind="scores",
+        shards=from_study("shards"),
+        engine=engine("gather_scores"),
+    message:
+        "{wildcards.study}: put the shards of {wildcards.estimator} for {wildcards.stage} together"
+    script:
+        "../scripts/gather_scores.py"
 
 
 rule compute_self_influence:
@@ -178,6 +221,8 @@ rule compute_self_influence:
         values="results/{study}/self_influence/{stage}.h5",
     log:
         "results/{study}/logs/compute_self_influence/{stage}.log",
+    wildcard_constraints:
+        study=WHOLE,
     priority: 10
     conda:
         "../envs/forebear.yaml"
@@ -189,6 +234,7 @@ rule compute_self_influence:
     params:
         study="{study}",
         link=lambda w: link_of(w, w.stage),
+        shard=shard_of,
         split_heads=from_study("split_heads"),
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
@@ -199,6 +245,36 @@ rule compute_self_influence:
         with_needs("{wildcards.study}: self-influence of the documents of {wildcards.stage}")
     script:
         "../scripts/compute_self_influence.py"
+
+
+use rule compute_self_influence as compute_self_influence_shard with:
+    output:
+        values=temp("results/{study}/self_influence/{stage}/{shard}-of-{shards}.h5"),
+    log:
+        "results/{study}/logs/compute_self_influence/{stage}/{shard}-of-{shards}.log",
+    wildcard_constraints:
+        study=SHARDED,
+    message:
+        with_needs(
+            "{wildcards.study}: self-influence of the documents of {wildcards.stage}, shard {wildcards.shard} of {wildcards.shards}"
+        )
+
+
+use rule gather_scores as gather_self_influence with:
+    input:
+        shards=shards_of("self_influence/{stage}"),
+        manifest=lambda w: manifest(w.study, w.stage),
+        records=lambda w: scored_records(w.study, w.stage),
+    output:
+        rows="results/{study}/self_influence/{stage}.h5",
+    log:
+        "results/{study}/logs/gather_self_influence/{stage}.log",
+    wildcard_constraints:
+        study=SHARDED,
+    params:
+        kind="self-influence",
+    message:
+        "{wildcards.study}: put the shards of the self-influence of {wildcards.stage} together"
 
 
 rule normalise_scores:

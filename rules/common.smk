@@ -34,6 +34,16 @@ wildcard_constraints:
     shards=r"\d+",
 
 
+def one_of(studies):
+    """A wildcard constraint: these studies and no other, even if there are none."""
+    return "|".join(studies) or "(?!)"
+
+
+# Studies whose passes over documents are one job each, and those where shards share them.
+WHOLE = one_of([name for name, study in CONFIG.studies.items() if study.shards == 1])
+SHARDED = one_of([name for name, study in CONFIG.studies.items() if study.shards > 1])
+
+
 def with_needs(message, planned=False, gpus=True):
     """A message that says what the job takes, so that a dry run lists it."""
     devices = ", {resources.gpu} GPUs" if gpus else ""
@@ -271,6 +281,12 @@ def scores_files(wildcards, estimator):
     return [f"{folder}/{stage}/{estimator}.h5" for stage in study_of(wildcards).attributed]
 
 
+def scoring_stage(wildcards):
+    """The stage at whose model an estimator looks at the documents of a stage."""
+    at_last = ESTIMATORS[wildcards.estimator].at_last
+    return study_of(wildcards).stage_names[-1] if at_last else wildcards.stage
+
+
 def base_scores(wildcards):
     """The scores that an estimator's are made from."""
     base = ESTIMATORS[wildcards.estimator].base
@@ -314,6 +330,29 @@ def shard_files(wildcards):
     shards = study_of(wildcards).ground_truth.shards
     folder = f"results/{wildcards.study}/ground_truth/shards"
     return [f"{folder}/{k}-of-{shards}.h5" for k in range(1, shards + 1)]
+
+
+def shard_of(wildcards):
+    """[k, n]: a job on documents looks at the k-th of n parts of them; [1, 1] is all."""
+    return [int(wildcards.get("shard", 1)), int(wildcards.get("shards", 1))]
+
+
+def whole_or_shard(study, path, suffix):
+    """A file of a pass over documents or, where shards share it, the pattern of theirs."""
+    if CONFIG.studies[study].shards == 1:
+        return f"{path}.{suffix}"
+    return f"{path}/{{shard}}-of-{{shards}}.{suffix}"
+
+
+def shards_of(path):
+    """An input function: the shards of results/{study}/{path}.h5, in the folder of its name."""
+
+    def files(wildcards):
+        shards = study_of(wildcards).shards
+        folder = f"results/{wildcards.study}/{path.format(**dict(wildcards.items()))}"
+        return [f"{folder}/{k}-of-{shards}.h5" for k in range(1, shards + 1)]
+
+    return files
 
 
 def overhead_files(study, estimator):

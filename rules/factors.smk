@@ -9,6 +9,8 @@ rule fit_covariances:
         covariances="results/{study}/factors/{point}/covariances.h5",
     log:
         "results/{study}/logs/fit_covariances/{point}.log",
+    wildcard_constraints:
+        study=WHOLE,
     cache: True
     priority: 10
     conda:
@@ -28,11 +30,27 @@ rule fit_covariances:
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
         precision=from_study("precision"),
+        shard=shard_of,
         engine=engine("fit_covariances"),
     message:
         with_needs("{wildcards.study}: covariances of {wildcards.point}", planned=True)
     script:
         "../scripts/fit_covariances.py"
+
+
+use rule fit_covariances as fit_covariances_shard with:
+    output:
+        covariances=temp("results/{study}/factors/{point}/covariances/{shard}-of-{shards}.h5"),
+    log:
+        "results/{study}/logs/fit_covariances/{point}/{shard}-of-{shards}.log",
+    wildcard_constraints:
+        study=SHARDED,
+    cache: True
+    message:
+        with_needs(
+            "{wildcards.study}: covariances of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}",
+            planned=True,
+        )
 
 
 rule compute_eigenbasis:
@@ -71,6 +89,8 @@ rule fit_eigenvalues:
         eigenvalues="results/{study}/factors/{point}/eigenvalues.h5",
     log:
         "results/{study}/logs/fit_eigenvalues/{point}.log",
+    wildcard_constraints:
+        study=WHOLE,
     cache: True
     priority: 10
     conda:
@@ -90,8 +110,56 @@ rule fit_eigenvalues:
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
         precision=from_study("precision"),
+        shard=shard_of,
         engine=engine("fit_eigenvalues"),
     message:
         with_needs("{wildcards.study}: eigenvalues of {wildcards.point}", planned=True)
     script:
         "../scripts/fit_eigenvalues.py"
+
+
+use rule fit_eigenvalues as fit_eigenvalues_shard with:
+    output:
+        eigenvalues=temp("results/{study}/factors/{point}/eigenvalues/{shard}-of-{shards}.h5"),
+    log:
+        "results/{study}/logs/fit_eigenvalues/{point}/{shard}-of-{shards}.log",
+    wildcard_constraints:
+        study=SHARDED,
+    cache: True
+    message:
+        with_needs(
+            "{wildcards.study}: eigenvalues of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}",
+            planned=True,
+        )
+
+
+rule gather_factors:
+    input:
+        shards=shards_of("factors/{point}/{factor}"),
+        manifest=lambda w: manifest(w.study, model_of(w.point)),
+        records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
+    output:
+        factor="results/{study}/factors/{point}/{factor}.h5",
+    log:
+        "results/{study}/logs/gather_factors/{point}-{factor}.log",
+    wildcard_constraints:
+        study=SHARDED,
+        factor="covariances|eigenvalues",
+    cache: True
+    priority: 10
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        study="{study}",
+        point="{point}",
+        factor="{factor}",
+        shards=from_study("shards"),
+        seed=from_study("training_seed"),
+        engine=engine("gather_factors"),
+    message:
+        "{wildcards.study}: put the shards of the {wildcards.factor} of {wildcards.point} together"
+    script:
+        "../scripts/gather_factors.py"

@@ -6,9 +6,11 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
+from functools import reduce
+
 import numpy as np
 
-from forebear.datasets import read_records
+from forebear.datasets import read_records, shard_documents
 from forebear.estimators import ESTIMATORS
 from forebear.manifests import point_digests
 from forebear.plan import budget_of, plan_scores
@@ -16,7 +18,7 @@ from forebear.points import open_point
 from forebear.query_files import read_query_columns
 from forebear.resumable import ResumableMatrix
 from forebear.scoring import Request, pairwise_scores
-from forebear.store import SCORE_UNITS
+from forebear.store import SCORE_UNITS, shard_kind
 
 params, files = snakemake.params, snakemake.input
 point = open_point(
@@ -35,14 +37,15 @@ requests = {
     for name in params.estimators
 }
 
-shape = (len(point.examples), len(read_records(files.queries)))
+documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
+shape = (point.attributes(documents)["sequences"], len(read_records(files.queries)))
 attributes = {"study": params.study, **SCORE_UNITS, **point.digests, "query_data_digest": query_digests["data_digest"]}
 # An interrupted pass is continued, and finished scores stay, only with the very same queries and code.
 digests = {name: columns.attributes["content"] for name, columns in queries.items()}
 matrices = {
     name: ResumableMatrix(
         path,
-        "scores",
+        shard_kind("scores", params.shard),
         {
             **attributes,
             "estimator": name,
@@ -50,6 +53,7 @@ matrices = {
             "engine": params.engine,
         },
         shape,
+        documents,
     )
     for name, path in zip(params.estimators, snakemake.output.scores, strict=True)
 }
@@ -59,7 +63,6 @@ counts = {name: len(columns.losses) for name, columns in queries.items()}
 reads = [(request.columns, request.blocks) for request in wanted.values()]
 plan = plan_scores(point.shape, budget, params.batch_tokens, counts, reads)
 print(plan)
-done = np.logical_and.reduce([matrix.written for matrix in matrices.values()])
 with measured() as cost:
     seconds = pairwise_scores(
         point.model,
@@ -68,10 +71,10 @@ with measured() as cost:
         {name: queries[name].columns for name in params.columns},
         wanted,
         plan.batch_tokens,
-        write=lambda estimator, rows, scores: matrices[estimator].write(
-            rows, scores, queries[requests[estimator].columns].places
+        write=lambda estimator, scored, scores: matrices[estimator].write(
+            scored, scores, queries[requests[estimator].columns].places
         ),
-        skip=done,
+        documents=reduce(np.union1d, (matrix.missing for matrix in matrices.values())),
         partitions=plan.partitions,
     )
 for name, matrix in matrices.items():

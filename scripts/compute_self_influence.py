@@ -6,16 +6,25 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
+from forebear.datasets import shard_documents
 from forebear.links import open_link
 from forebear.points import open_point
 from forebear.score_files import write_self_influence
 from forebear.self_influence import self_influence
+from forebear.store import params_digest
 
 params, files = snakemake.params, snakemake.input
 point = open_point(
     files.manifest, files.records, params.max_length, params.gpus, params.split_heads, precision=params.precision
 )
 curvature, _ = open_link(params.link, files.manifest, files.fitted, files.eigenbasis, files.eigenvalues, point.blocks)
+documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 with measured() as cost:
-    values = self_influence(point.model, point.blocks, point.examples, curvature, params.batch_tokens)
-write_self_influence(snakemake.output.values, values.numpy(), {"study": params.study, **point.attributes, **cost})
+    values = self_influence(point.model, point.blocks, point.examples, curvature, params.batch_tokens, documents)
+attributes = {
+    "study": params.study,
+    "params_digest": params_digest(params),
+    **point.attributes(documents),
+    **cost,
+}
+write_self_influence(snakemake.output.values, values.numpy(), attributes, params.shard, documents)

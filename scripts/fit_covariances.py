@@ -6,9 +6,11 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
+from forebear.datasets import shard_documents
 from forebear.factor_files import write_covariances
 from forebear.factors import fit_covariances
 from forebear.points import open_point
+from forebear.store import params_digest
 
 params = snakemake.params
 point = open_point(
@@ -19,9 +21,17 @@ point = open_point(
     params.split_heads,
     precision=params.precision,
 )
+documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 with measured() as cost:
     covariances = fit_covariances(
-        point.model, point.blocks, point.examples, params.seed, params.batch_tokens, params.label_samples
+        point.model, point.blocks, point.examples, params.seed, params.batch_tokens, params.label_samples, documents
     )
-attributes = {"study": params.study, "point": params.point, "seed": params.seed, **point.attributes, **cost}
-write_covariances(snakemake.output.covariances, covariances, attributes)
+attributes = {
+    "study": params.study,
+    "point": params.point,
+    "seed": params.seed,
+    "params_digest": params_digest(params),
+    **point.attributes(documents),
+    **cost,
+}
+write_covariances(snakemake.output.covariances, covariances, attributes, params.shard)

@@ -6,9 +6,11 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
+from forebear.datasets import shard_documents
 from forebear.factor_files import read_eigenbasis, write_eigenvalues
 from forebear.factors import fit_eigenvalues
 from forebear.points import open_point
+from forebear.store import params_digest
 
 params = snakemake.params
 point = open_point(
@@ -20,9 +22,24 @@ point = open_point(
     precision=params.precision,
 )
 basis = read_eigenbasis(snakemake.input.eigenbasis, {**point.digests, "seed": params.seed})
+documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 with measured() as cost:
     eigenvalues = fit_eigenvalues(
-        point.model, point.blocks, point.examples, basis, params.seed, params.batch_tokens, params.label_samples
+        point.model,
+        point.blocks,
+        point.examples,
+        basis,
+        params.seed,
+        params.batch_tokens,
+        params.label_samples,
+        documents,
     )
-attributes = {"study": params.study, "point": params.point, "seed": params.seed, **point.attributes, **cost}
-write_eigenvalues(snakemake.output.eigenvalues, eigenvalues, attributes)
+attributes = {
+    "study": params.study,
+    "point": params.point,
+    "seed": params.seed,
+    "params_digest": params_digest(params),
+    **point.attributes(documents),
+    **cost,
+}
+write_eigenvalues(snakemake.output.eigenvalues, eigenvalues, attributes, params.shard)

@@ -86,15 +86,15 @@ def expected(model, blocks, documents, columns, requests):
     return {name: score.numpy() for name, score in scores.items()}
 
 
-def scored(model, blocks, documents, columns, requests, **options):
+def scored(model, blocks, examples, columns, requests, **options):
     """Estimator → scores [N, Q] as `pairwise_scores` writes them."""
-    scores = {name: np.full((len(documents), 3), np.nan) for name in requests}
+    scores = {name: np.full((len(examples), 3), np.nan) for name in requests}
 
     def write(name, places, values):
         assert np.isnan(scores[name][places]).all(), "a document was scored twice"
         scores[name][places, : values.shape[1]] = values
 
-    pairwise_scores(model, blocks, documents, columns, requests, write=write, **{"batch_tokens": 20, **options})
+    pairwise_scores(model, blocks, examples, columns, requests, write=write, **{"batch_tokens": 20, **options})
     return {name: score[:, : (2 if requests[name].columns == "few" else 3)] for name, score in scores.items()}
 
 
@@ -141,15 +141,14 @@ def test_columns_are_read_from_their_file_in_parts(tmp_path, model, blocks, docu
         assert (scores[name] == in_memory[name]).all()
 
 
-def test_documents_that_are_skipped_are_left_out_of_every_partition(
+def test_documents_that_are_not_chosen_are_left_out_of_every_partition(
     model, blocks, documents, columns, requests, expected
 ):
-    skip = np.zeros(len(documents), bool)
-    skip[[0, 3, 9]] = True
-    scores = scored(model, blocks, documents, columns, requests, skip=skip, partitions=every_map(blocks))
+    chosen = np.delete(np.arange(len(documents)), [0, 3, 9])
+    scores = scored(model, blocks, documents, columns, requests, documents=chosen, partitions=every_map(blocks))
     for name in requests:
-        assert np.isnan(scores[name][skip]).all()
-        np.testing.assert_allclose(scores[name][~skip], expected[name][~skip], rtol=1e-5, atol=1e-5)
+        assert np.isnan(scores[name][[0, 3, 9]]).all()
+        np.testing.assert_allclose(scores[name][chosen], expected[name][chosen], rtol=1e-5, atol=1e-5)
 
 
 def test_factors_of_partitions_are_those_of_all_blocks(model, blocks, documents):

@@ -139,6 +139,7 @@ EDITS = {
     "`top`": 3,
     "`seed`": 1,
     "`training_seed`": 1,
+    "`shards`": 3,
     "`threads`": 2,
     "`gpus`": 1,
     "`precision`": "bfloat16",

@@ -213,6 +213,8 @@ class Study(Section):
     """Of initial weights, the order of training data, and sampled labels."""
     ensemble: Ensemble = Ensemble()
     """The estimator `multistage-ensemble`."""
+    shards: int = Field(1, ge=1)
+    """Into how many jobs each pass over a stage's documents is split: covariances, eigenvalues, scores, self-influence."""
     threads: int = Field(2, ge=1)
     """Processor threads of the factor and score jobs."""
     gpus: int = Field(0, ge=0)

@@ -222,15 +222,22 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
     return Batch(torch.as_tensor(indices), ids, labels, positions)
 
 
-def batch_indices(examples: Sequence[Example], batch_tokens: int) -> list[list[int]]:
+def batch_indices(
+    examples: Sequence[Example], batch_tokens: int, documents: Sequence[int] | None = None
+) -> list[list[int]]:
     """Partition a data set, longest first, into batches of at most `batch_tokens` padded tokens.
 
     Neighbours have like lengths, so there is little padding; the largest batch comes
     first, so that running out of memory is noticed at once.
+
+    Args:
+        documents: places of the sequences that are wanted, ascending; all by default. Some
+            of the whole's batches are again those batches.
     """
     lengths = np.array([len(e.ids) for e in examples])
+    wanted = np.arange(len(examples)) if documents is None else np.asarray(documents, dtype=np.int64)
     batches, current = [], []
-    for index in np.argsort(-lengths, kind="stable").tolist():
+    for index in wanted[np.argsort(-lengths[wanted], kind="stable")].tolist():
         if current and lengths[current[0]] * (len(current) + 1) > batch_tokens:
             batches.append(current)
             current = []
@@ -238,10 +245,26 @@ def batch_indices(examples: Sequence[Example], batch_tokens: int) -> list[list[i
     return [*batches, current] if current else batches
 
 
-def batches(examples: Sequence[Example], batch_tokens: int) -> list[Batch]:
-    return [collate(examples, indices) for indices in batch_indices(examples, batch_tokens)]
+def batches(examples: Sequence[Example], batch_tokens: int, documents: Sequence[int] | None = None) -> list[Batch]:
+    return [collate(examples, indices) for indices in batch_indices(examples, batch_tokens, documents)]
 
 
-def number_of_positions(examples: Sequence[Example]) -> int:
-    """Positions of all sequences that can carry loss: what covariances average over."""
-    return sum(e.positions for e in examples)
+def shard_documents(examples: Sequence[Example], batch_tokens: int, shard: int, shards: int) -> np.ndarray | None:
+    """Places, ascending, of the documents of a shard, counted from 1: those of every `shards`-th batch.
+
+    Shards are made of whole batches, so that the very same batches are computed however
+    many they are, and have like lengths. There are none where there are fewer batches than shards.
+
+    Returns:
+        [n] int64; None for all documents, where there is one shard.
+    """
+    if shards == 1:
+        return None
+    chosen = batch_indices(examples, batch_tokens)[shard - 1 :: shards]
+    return np.array(sorted(index for batch in chosen for index in batch), dtype=np.int64)
+
+
+def number_of_positions(examples: Sequence[Example], documents: Sequence[int] | None = None) -> int:
+    """Positions of some sequences, or of all, that can carry loss: what covariances average over."""
+    chosen = examples if documents is None else [examples[i] for i in documents]
+    return sum(e.positions for e in chosen)

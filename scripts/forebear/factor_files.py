@@ -11,11 +11,22 @@ from pathlib import Path
 from torch import Tensor
 
 from forebear.kronecker import Covariances, Eigenbasis
-from forebear.store import Attributes, StoredTensors, create, open_checked, open_to_stay, read_tensors, write_tensors
+from forebear.store import (
+    WHOLE,
+    Attributes,
+    Shard,
+    StoredTensors,
+    create,
+    open_checked,
+    open_to_stay,
+    read_tensors,
+    shard_kind,
+    write_tensors,
+)
 
 
-def write_covariances(path: str | Path, covariances: Covariances, attributes: Attributes) -> None:
-    with create(path, "covariances", attributes) as file:
+def write_covariances(path: str | Path, covariances: Covariances, attributes: Attributes, shard: Shard = WHOLE) -> None:
+    with create(path, shard_kind("covariances", shard), attributes) as file:
         write_tensors(file, covariances.activation, "activation")
         write_tensors(file, covariances.gradient, "gradient")
 
@@ -45,8 +56,10 @@ def stored_eigenbasis(path: str | Path, expected: Attributes | None = None) -> E
     return Eigenbasis(*(StoredTensors(file, field) for field in _EIGENBASIS))
 
 
-def write_eigenvalues(path: str | Path, eigenvalues: Mapping[str, Tensor], attributes: Attributes) -> None:
-    with create(path, "eigenvalues", attributes) as file:
+def write_eigenvalues(
+    path: str | Path, eigenvalues: Mapping[str, Tensor], attributes: Attributes, shard: Shard = WHOLE
+) -> None:
+    with create(path, shard_kind("eigenvalues", shard), attributes) as file:
         write_tensors(file, eigenvalues, "eigenvalues")
 
 

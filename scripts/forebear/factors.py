@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forebear.blocks import Block, device_of
 from forebear.capture import captured_batches, sampled_labels, working_dtype
-from forebear.datasets import Example, number_of_positions
+from forebear.datasets import Example, batch_indices, number_of_positions
 from forebear.kronecker import Covariances, Eigenbasis, rotated
 from forebear.memory import aligned, aligned_empty
 
@@ -28,24 +28,29 @@ def fit_covariances(
     seed: int,
     batch_tokens: int,
     label_samples: int = 1,
+    documents: Sequence[int] | None = None,
 ) -> Covariances:
-    """Covariances over all positions of a data set, labels drawn from the model."""
+    """Covariances over all positions of a data set, labels drawn from the model.
+
+    Args:
+        documents: places, ascending, of a shard's documents, whose means are in float64 so that
+            nothing is lost when shards are put together; by default all, in the working precision.
+    """
     activation: dict[str, Tensor] = {}
     gradient: dict[str, Tensor] = {}
+    wanted = batch_indices(examples, batch_tokens, documents)
     for sample in range(label_samples):
         labels = sampled_labels(examples, (seed, _COVARIANCE_STREAM, sample))
-        for _, captured in captured_batches(model, blocks, examples, batch_tokens, "covariances", labels):
+        for _, captured in captured_batches(model, blocks, examples, wanted, "covariances", labels):
             counted = captured.positions.flatten().nonzero().squeeze(1)
             for module, a in captured.activations.items():
                 if sample == 0:  # activations do not depend on the labels
                     _accumulate(activation, module, _second_moment(a, counted))
             for block in blocks:
                 _accumulate(gradient, block.name, _second_moment(captured.block(block)[1], counted))
-    positions = number_of_positions(examples)
-    return Covariances(
-        {module: (total / positions).cpu() for module, total in activation.items()},
-        {block: (total / (positions * label_samples)).cpu() for block, total in gradient.items()},
-    )
+    positions = number_of_positions(examples, documents)
+    dtype = working_dtype(model) if documents is None else torch.float64
+    return Covariances(_means(activation, positions, dtype), _means(gradient, positions * label_samples, dtype))
 
 
 def fit_eigenvalues(
@@ -56,20 +61,28 @@ def fit_eigenvalues(
     seed: int,
     batch_tokens: int,
     label_samples: int = 1,
+    documents: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Λ of every block, [O, I]: second moments of per-sequence gradients in the eigenbasis."""
+    """Λ of every block, [O, I]: second moments of per-sequence gradients in the eigenbasis.
+
+    Args:
+        documents: as for the covariances.
+    """
     eigenvalues: dict[str, Tensor] = {}
     activation, gradient = beside_the_model(basis, model, blocks)
     blocks_of = {block.module: [b for b in blocks if b.module == block.module] for block in blocks}
+    wanted = batch_indices(examples, batch_tokens, documents)
     for sample in range(label_samples):
         labels = sampled_labels(examples, (seed, _EIGENVALUE_STREAM, sample))
-        for _, captured in captured_batches(model, blocks, examples, batch_tokens, "eigenvalues", labels):
+        for _, captured in captured_batches(model, blocks, examples, wanted, "eigenvalues", labels):
             for module, a in captured.activations.items():
                 a = rotated(a, activation[module])
                 for block in blocks_of[module]:
                     g = rotated(captured.block(block)[1], gradient[block.name])
                     _accumulate(eigenvalues, block.name, summed_squares(g, a))
-    return {block: (total / (len(examples) * label_samples)).cpu() for block, total in eigenvalues.items()}
+    sequences = len(examples) if documents is None else len(documents)
+    dtype = working_dtype(model) if documents is None else torch.float64
+    return _means(eigenvalues, sequences * label_samples, dtype)
 
 
 def beside_the_model(
@@ -123,7 +136,15 @@ def summed_squares(g: Tensor, a: Tensor) -> Tensor:
 
 
 def _accumulate(totals: dict[str, Tensor], name: str, term: Tensor) -> None:
+    """Add a batch's term; in float64, so that totals hardly depend on the order, and shards give what the whole does.
+
+    On a GPU, whose memory is scarce and whose sums differ from run to run anyway, in the terms' precision.
+    """
     if name in totals:
         totals[name] += term
     else:
-        totals[name] = term
+        totals[name] = term.double() if term.device.type == "cpu" else term
+
+
+def _means(totals: dict[str, Tensor], number: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: (total / number).to("cpu", dtype) for name, total in totals.items()}

@@ -1,5 +1,6 @@
 """What the jobs on one model and one data set open first, checked: the model, its blocks, the sequences."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,10 @@ class Point:
     def shape(self) -> Shape:
         return shape_of(self.model, self.blocks, [len(example.ids) for example in self.examples])
 
-    @property
-    def attributes(self) -> dict[str, str | int]:
-        """What factors fitted here say of themselves."""
-        counts = {"sequences": len(self.examples), "positions": number_of_positions(self.examples)}
-        return {**counts, **self.digests}
+    def attributes(self, documents: Sequence[int] | None = None) -> dict[str, str | int]:
+        """What factors fitted here, on some documents or on all, say of themselves."""
+        sequences = len(self.examples) if documents is None else len(documents)
+        return {"sequences": sequences, "positions": number_of_positions(self.examples, documents), **self.digests}
 
 
 def open_point(

@@ -1,5 +1,6 @@
 """A long matrix that is written row by row, so that a killed job goes on where it was."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -27,10 +28,25 @@ class ResumableMatrix:
     attributes continues there, and `finish` gives the file its name. If the finished file
     of the same job is there, all rows count as written and it stays. HDF5 locks the partial
     file while it is open, so a second process that wants to write it is refused.
+
+    Args:
+        documents: [rows] places in the data set, ascending, of the documents of a shard; the
+            file keeps them. By default the rows are all documents.
     """
 
-    def __init__(self, path: str | Path, kind: str, attributes: Attributes, shape: tuple[int, int]):
+    def __init__(
+        self,
+        path: str | Path,
+        kind: str,
+        attributes: Attributes,
+        shape: tuple[int, int],
+        documents: np.ndarray | None = None,
+    ):
         self.path = Path(path)
+        self._documents = np.arange(shape[0]) if documents is None else documents
+        self._sharded = documents is not None
+        if self._sharded:
+            attributes = {**attributes, "documents_digest": hashlib.sha256(documents.tobytes()).hexdigest()}
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         self._attributes = {**attributes, "format": FORMAT, "kind": kind, "complete": False}
         self._shape = shape
@@ -59,6 +75,8 @@ class ResumableMatrix:
         file.attrs.update(self._attributes)
         file.create_dataset("matrix", self._shape, np.float32, fillvalue=np.nan)
         file.create_dataset("written", self._shape[:1], bool)
+        if self._sharded:
+            file["documents"] = self._documents
         file.flush()
         return file
 
@@ -67,17 +85,23 @@ class ResumableMatrix:
         """[rows] bool."""
         return np.ones(self._shape[0], bool) if self.finished else self._file["written"][()]
 
-    def write(self, rows: np.ndarray, values: np.ndarray, columns: np.ndarray | None = None) -> None:
-        """Write whole rows; `values` is [len(rows), columns], or only `columns` of them, the others staying NaN.
+    @property
+    def missing(self) -> np.ndarray:
+        """Places of the documents whose rows are still to be written, ascending."""
+        return self._documents[~self.written]
+
+    def write(self, documents: np.ndarray, values: np.ndarray, columns: np.ndarray | None = None) -> None:
+        """Write some documents' rows; `values` is [n, columns], or only `columns` of them, the others staying NaN.
 
         Raises:
             ForebearError: a row has NaN or infinite values.
         """
-        check_scores(self.path, rows, values)
+        check_scores(self.path, documents, values)
         if columns is not None:
-            whole = np.full((len(rows), self._shape[1]), np.nan, np.float32)
+            whole = np.full((len(documents), self._shape[1]), np.nan, np.float32)
             whole[:, columns] = values
             values = whole
+        rows = np.searchsorted(self._documents, documents)
         order = np.argsort(rows)  # h5py wants increasing indices
         with explained_write(self._partial):
             self._file["matrix"][rows[order]] = values[order]

@@ -5,7 +5,17 @@ from pathlib import Path
 import numpy as np
 
 from forebear.manifests import read_manifest
-from forebear.store import SCORE_UNITS, Attributes, check_scores, create, open_checked, read_attributes
+from forebear.store import (
+    SCORE_UNITS,
+    WHOLE,
+    Attributes,
+    Shard,
+    check_scores,
+    create,
+    open_checked,
+    read_attributes,
+    shard_kind,
+)
 
 
 def write_scores(path: str | Path, scores: np.ndarray, attributes: Attributes) -> None:
@@ -30,10 +40,18 @@ def read_cost(path: str | Path) -> dict:
     return read_manifest(path)["cost"] if Path(path).suffix == ".json" else read_attributes(path)
 
 
-def write_self_influence(path: str | Path, values: np.ndarray, attributes: Attributes) -> None:
-    """Self-influence of every document, [N]."""
-    with create(path, "self-influence", attributes) as file:
+def write_self_influence(
+    path: str | Path,
+    values: np.ndarray,
+    attributes: Attributes,
+    shard: Shard = WHOLE,
+    documents: np.ndarray | None = None,
+) -> None:
+    """Self-influence of every document, [N], or of those of a shard, whose places are kept beside it."""
+    with create(path, shard_kind("self-influence", shard), attributes) as file:
         file["values"] = values
+        if documents is not None:
+            file["documents"] = documents
 
 
 def read_self_influence(path: str | Path, expected: Attributes | None = None) -> np.ndarray:

@@ -109,7 +109,7 @@ def pairwise_scores(
     requests: Mapping[str, Request],
     batch_tokens: int,
     write: Callable[[str, np.ndarray, np.ndarray], None],
-    skip: np.ndarray | None = None,
+    documents: Sequence[int] | None = None,
     partitions: Sequence[Partition] = (),
 ) -> dict[str, float]:
     """Score every document against every query, for all estimators in one pass, or in one for each partition.
@@ -123,16 +123,15 @@ def pairwise_scores(
             which a partition's are read; each name may have its own Q.
         requests: estimator → what it reads.
         write: called with (estimator, document indices [n], scores [n, Q]).
-        skip: [N] bool, documents whose scores are there already.
+        documents: places, ascending, of those that are scored; all by default.
         partitions: of blocks and queries, whose columns are held at the same time; one by default.
 
     Returns:
         Seconds per estimator: the passes over the documents, which each would need alone,
         plus reading and contracting its own columns.
     """
-    done = np.zeros(len(examples), bool) if skip is None else skip.copy()
-    remaining = np.flatnonzero(~done)
-    todo = [remaining[part].tolist() for part in batch_indices([examples[i] for i in remaining], batch_tokens)]
+    todo = batch_indices(examples, batch_tokens, documents)
+    done = np.zeros(len(examples), bool)
     read = frozenset().union(*(request.blocks for request in requests.values()))
     parts = list(partitions) or [Partition(tuple(block for block in blocks if block.name in read))]
     clock, pending, size = _Clock(), _Pending(write), FIRST_GROUP
@@ -140,9 +139,9 @@ def pairwise_scores(
         group = todo if len(parts) == 1 else todo[:size]
         began = time.monotonic()
         try:
-            for documents, scores in _score_group(model, examples, group, columns, requests, parts, clock):
-                done[documents] = True
-                pending.add(documents, scores)
+            for scored, scores in _score_group(model, examples, group, columns, requests, parts, clock):
+                done[scored] = True
+                pending.add(scored, scores)
             size = max(1, round(len(group) * GROUP_SECONDS / (time.monotonic() - began)))
         except NotEnoughMemoryError as error:
             parts = _halved(parts, columns, error)

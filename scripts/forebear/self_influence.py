@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from forebear.blocks import Block
 from forebear.capture import captured_batches, working_dtype
 from forebear.chain import Curvature, inverse_functions
-from forebear.datasets import Example
+from forebear.datasets import Example, batch_indices
 from forebear.factors import beside_the_model, gradients_in_chunks
 from forebear.kronecker import rotated
 
@@ -25,19 +25,22 @@ def self_influence(
     examples: Sequence[Example],
     curvature: Curvature,
     batch_tokens: int,
+    documents: Sequence[int] | None = None,
 ) -> Tensor:
     """∇ℓ(z)ᵀ H̃⁻¹ ∇ℓ(z) of every sequence, [N], with the labels of the data; one pass.
 
     Args:
+        documents: places, ascending, of those that are wanted; all by default.
         curvature: of the stage whose documents and model these are.
     """
     functions = inverse_functions(curvature, blocks)
     activation, gradient = beside_the_model(curvature.basis, model, blocks)
     result = torch.zeros(len(examples), dtype=working_dtype(model))
-    for batch, captured in captured_batches(model, blocks, examples, batch_tokens, "self-influence"):
+    wanted = batch_indices(examples, batch_tokens, documents)
+    for batch, captured in captured_batches(model, blocks, examples, wanted, "self-influence"):
         for block in blocks:
             a, g = captured.block(block)
             chunks = gradients_in_chunks(rotated(g, gradient[block.name]), rotated(a, activation[block.module]))
             products = [chunk.square_().flatten(1) @ functions[block.name].to(g.device).flatten() for chunk in chunks]
             result[batch.indices] += torch.cat(products).cpu()
-    return result
+    return result if documents is None else result[torch.as_tensor(documents)]

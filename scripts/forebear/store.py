@@ -8,7 +8,7 @@ that nevertheless, and the digests.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,21 @@ SCORE_UNITS = {
 }
 
 Attributes = Mapping[str, str | int | float]
+Shard = Sequence[int]  # (k, n): the k-th of n parts, counted from 1
+
+WHOLE: Shard = (1, 1)
+
+
+def shard_kind(kind: str, shard: Shard) -> str:
+    """What a shard's artifact says that it holds, so that it is never taken for the whole or for another shard."""
+    number, shards = shard
+    return kind if shards == 1 else f"{kind}, shard {number} of {shards}"
+
+
+def params_digest(params: Mapping) -> str:
+    """Digest of all parameters of a job but its shard, JSON-compatible: shards that go together have the same."""
+    content = json.dumps({key: value for key, value in params.items() if key != "shard"}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @contextmanager

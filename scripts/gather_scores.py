@@ -1,0 +1,13 @@
+"""What every document has, scores or self-influence, put together from its shards."""
+
+from forebear.jobs import start
+
+start(snakemake.log[0], snakemake.threads)
+
+from forebear.datasets import read_records
+from forebear.gathering import gather_rows
+from forebear.manifests import point_digests
+
+params, files = snakemake.params, snakemake.input
+digests = point_digests(files.manifest, files.records)
+gather_rows(snakemake.output.rows, params.kind, files.shards, len(read_records(files.records)), digests)
