@@ -7,12 +7,14 @@ start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
 from forebear.checkpoints import device_for
-from forebear.factor_files import read_covariances, write_eigenbasis
-from forebear.kronecker import compute_eigenbasis
+from forebear.factor_files import create_factors, stored_covariances
+from forebear.kronecker import eigenbasis_parts
 from forebear.store import read_attributes
 
 made_from = read_attributes(snakemake.input.covariances, "covariances")
-covariances = read_covariances(snakemake.input.covariances)
-with measured() as cost:
-    basis = compute_eigenbasis(covariances, device_for(snakemake.params.gpus))
-write_eigenbasis(snakemake.output.eigenbasis, basis, {**made_from, **cost})
+covariances = stored_covariances(snakemake.input.covariances)
+with create_factors(snakemake.output.eigenbasis, "eigenbasis", made_from) as file:
+    with measured() as cost:
+        for part in eigenbasis_parts(covariances, device_for(snakemake.params.gpus)):
+            file.write(part)
+    file.note(cost)

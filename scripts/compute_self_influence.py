@@ -8,6 +8,7 @@ lease_devices(snakemake.params.gpus)
 
 from forebear.datasets import shard_documents
 from forebear.links import open_link
+from forebear.plan import budget_of, plan_eigenvalues
 from forebear.points import open_point
 from forebear.score_files import write_self_influence
 from forebear.self_influence import self_influence
@@ -17,10 +18,15 @@ params, files = snakemake.params, snakemake.input
 point = open_point(
     files.manifest, files.records, params.max_length, params.gpus, params.split_heads, precision=params.precision
 )
-curvature, _ = open_link(params.link, files.manifest, files.fitted, files.eigenbasis, files.eigenvalues, point.blocks)
+factors = (files.eigenbasis, files.eigenvalues)
+curvature, _ = open_link(params.link, files.manifest, files.fitted, *factors, point.blocks, stored=True)
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
+budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+plan = plan_eigenvalues(point.shape, budget, params.batch_tokens)  # it holds as much
+print(plan)
+options = (point.examples, curvature, plan.batch_tokens, documents)
 with measured() as cost:
-    values = self_influence(point.model, point.blocks, point.examples, curvature, params.batch_tokens, documents)
+    values = sum(self_influence(point.model, part.blocks, *options) for part in plan.partitions)
 attributes = {
     "study": params.study,
     "params_digest": params_digest(params),

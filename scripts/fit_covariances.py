@@ -7,8 +7,9 @@ start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
 from forebear.datasets import shard_documents
-from forebear.factor_files import write_covariances
+from forebear.factor_files import create_factors
 from forebear.factors import fit_covariances
+from forebear.plan import budget_of, plan_covariances
 from forebear.points import open_point
 from forebear.store import params_digest
 
@@ -22,16 +23,19 @@ point = open_point(
     precision=params.precision,
 )
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
-with measured() as cost:
-    covariances = fit_covariances(
-        point.model, point.blocks, point.examples, params.seed, params.batch_tokens, params.label_samples, documents
-    )
+budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+plan = plan_covariances(point.shape, budget, params.batch_tokens, params.label_samples, documents is not None)
+print(plan)
+options = (params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {
     "study": params.study,
     "point": params.point,
     "seed": params.seed,
     "params_digest": params_digest(params),
     **point.attributes(documents),
-    **cost,
 }
-write_covariances(snakemake.output.covariances, covariances, attributes, params.shard)
+with create_factors(snakemake.output.covariances, "covariances", attributes, params.shard) as file:
+    with measured() as cost:
+        for part in plan.partitions:
+            file.write(fit_covariances(point.model, part.blocks, point.examples, *options))
+    file.note(cost)

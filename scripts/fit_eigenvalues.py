@@ -7,8 +7,9 @@ start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
 from forebear.datasets import shard_documents
-from forebear.factor_files import read_eigenbasis, write_eigenvalues
+from forebear.factor_files import create_factors, stored_eigenbasis
 from forebear.factors import fit_eigenvalues
+from forebear.plan import budget_of, plan_eigenvalues
 from forebear.points import open_point
 from forebear.store import params_digest
 
@@ -21,25 +22,21 @@ point = open_point(
     params.split_heads,
     precision=params.precision,
 )
-basis = read_eigenbasis(snakemake.input.eigenbasis, {**point.digests, "seed": params.seed})
+basis = stored_eigenbasis(snakemake.input.eigenbasis, {**point.digests, "seed": params.seed})
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
-with measured() as cost:
-    eigenvalues = fit_eigenvalues(
-        point.model,
-        point.blocks,
-        point.examples,
-        basis,
-        params.seed,
-        params.batch_tokens,
-        params.label_samples,
-        documents,
-    )
+budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+plan = plan_eigenvalues(point.shape, budget, params.batch_tokens, params.label_samples, documents is not None)
+print(plan)
+options = (basis, params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {
     "study": params.study,
     "point": params.point,
     "seed": params.seed,
     "params_digest": params_digest(params),
     **point.attributes(documents),
-    **cost,
 }
-write_eigenvalues(snakemake.output.eigenvalues, eigenvalues, attributes, params.shard)
+with create_factors(snakemake.output.eigenvalues, "eigenvalues", attributes, params.shard) as file:
+    with measured() as cost:
+        for part in plan.partitions:
+            file.write(fit_eigenvalues(point.model, part.blocks, point.examples, *options))
+    file.note(cost)

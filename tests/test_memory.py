@@ -18,8 +18,9 @@ from forebear.chain import Curvature
 from forebear.config import parse_config
 from forebear.datasets import collate, write_records
 from forebear.expected import expected_plan
+from forebear.factor_files import create_factors, stored_covariances, stored_eigenbasis
 from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.kronecker import Damping, compute_eigenbasis
+from forebear.kronecker import Damping, compute_eigenbasis, eigenbasis_parts
 from forebear.outer import formed
 from forebear.partitions import Partition, by_map
 from forebear.passes import NotEnoughMemoryError
@@ -169,6 +170,23 @@ def test_factors_of_partitions_are_those_of_all_blocks(model, blocks, documents)
             torch.testing.assert_close(found[block.name], eigenvalues[block.name], rtol=1e-10, atol=1e-14)
         total = total + self_influence(model, maps, documents, curvature, 25)
     torch.testing.assert_close(total, influence, rtol=1e-10, atol=0)
+
+
+def test_factors_of_partitions_make_up_one_file(tmp_path, model, blocks, documents):
+    whole = fit_covariances(model, blocks, documents, seed=0, batch_tokens=25)
+    with create_factors(tmp_path / "c.h5", "covariances", {"seed": 0}) as file:
+        for maps in by_map(blocks):
+            file.write(fit_covariances(model, maps, documents, seed=0, batch_tokens=25))
+        file.note({"seconds": 1.0})
+    stored = stored_covariances(tmp_path / "c.h5", {"seed": 0, "seconds": 1.0})
+    torch.testing.assert_close(dict(stored.activation), whole.activation)
+    torch.testing.assert_close(dict(stored.gradient), whole.gradient)
+    with create_factors(tmp_path / "b.h5", "eigenbasis", {}) as file:
+        for part in eigenbasis_parts(whole):
+            file.write(part)
+    basis, expected = stored_eigenbasis(tmp_path / "b.h5"), compute_eigenbasis(whole)
+    for field, tensors in vars(expected).items():
+        torch.testing.assert_close(dict(getattr(basis, field)), tensors, rtol=0, atol=0)
 
 
 # Memory that runs out
@@ -420,7 +438,7 @@ def test_a_published_models_shape_is_known_once_its_config_is_there(tmp_path):
         {"name": "pretraining", "checkpoint": str(tmp_path / "published"), "damping": 0.1},
         {"name": "finetuning", "training": {"epochs": 1, "learning_rate": 1e-4}, "damping": 0.1},
     ]
-    study = study_with(stages=stages, model=None, estimators=["multistage-ekfac"])
+    study = study_with(stages=stages, model=None, cost={}, estimators=["multistage-ekfac"])
     assert expect(study, tmp_path, stage="finetuning") is None
     GPTNeoXConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=2, vocab_size=99).save_pretrained(
         tmp_path / "published"

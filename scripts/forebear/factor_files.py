@@ -5,9 +5,11 @@ that map's group (`/{module}/activation`). Every file carries the digests of the
 the data that it was made from, and readers refuse any other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
 from torch import Tensor
 
 from forebear.kronecker import Covariances, Eigenbasis
@@ -25,10 +27,32 @@ from forebear.store import (
 )
 
 
+class FactorWriter:
+    """Takes the factors of some blocks after those of others, and at last what it took."""
+
+    def __init__(self, file: h5py.File):
+        self._file = file
+
+    def write(self, factors: Covariances | Eigenbasis | Mapping[str, Tensor]) -> None:
+        """Covariances, eigenvectors, or eigenvalues Λ by block."""
+        fields = {"eigenvalues": factors} if isinstance(factors, Mapping) else vars(factors)
+        for dataset, tensors in fields.items():
+            write_tensors(self._file, tensors, dataset)
+
+    def note(self, attributes: Attributes) -> None:
+        self._file.attrs.update(attributes)
+
+
+@contextmanager
+def create_factors(path: str | Path, kind: str, attributes: Attributes, shard: Shard = WHOLE) -> Iterator[FactorWriter]:
+    """A file of "covariances", "eigenbasis" or "eigenvalues", which appears when the block ends."""
+    with create(path, shard_kind(kind, shard), attributes) as file:
+        yield FactorWriter(file)
+
+
 def write_covariances(path: str | Path, covariances: Covariances, attributes: Attributes, shard: Shard = WHOLE) -> None:
-    with create(path, shard_kind("covariances", shard), attributes) as file:
-        write_tensors(file, covariances.activation, "activation")
-        write_tensors(file, covariances.gradient, "gradient")
+    with create_factors(path, "covariances", attributes, shard) as file:
+        file.write(covariances)
 
 
 def read_covariances(path: str | Path, expected: Attributes | None = None) -> Covariances:
@@ -39,10 +63,15 @@ def read_covariances(path: str | Path, expected: Attributes | None = None) -> Co
 _EIGENBASIS = ("activation", "gradient", "activation_values", "gradient_values")
 
 
+def stored_covariances(path: str | Path, expected: Attributes | None = None) -> Covariances:
+    """The same, which reads each matrix when it is asked for."""
+    file = open_to_stay(path, "covariances", expected)
+    return Covariances(StoredTensors(file, "activation"), StoredTensors(file, "gradient"))
+
+
 def write_eigenbasis(path: str | Path, basis: Eigenbasis, attributes: Attributes) -> None:
-    with create(path, "eigenbasis", attributes) as file:
-        for field in _EIGENBASIS:
-            write_tensors(file, getattr(basis, field), field)
+    with create_factors(path, "eigenbasis", attributes) as file:
+        file.write(basis)
 
 
 def read_eigenbasis(path: str | Path, expected: Attributes | None = None) -> Eigenbasis:
@@ -59,8 +88,8 @@ def stored_eigenbasis(path: str | Path, expected: Attributes | None = None) -> E
 def write_eigenvalues(
     path: str | Path, eigenvalues: Mapping[str, Tensor], attributes: Attributes, shard: Shard = WHOLE
 ) -> None:
-    with create(path, shard_kind("eigenvalues", shard), attributes) as file:
-        write_tensors(file, eigenvalues, "eigenvalues")
+    with create_factors(path, "eigenvalues", attributes, shard) as file:
+        file.write(eigenvalues)
 
 
 def read_eigenvalues(path: str | Path, expected: Attributes | None = None) -> dict[str, Tensor]:

@@ -147,4 +147,5 @@ def _accumulate(totals: dict[str, Tensor], name: str, term: Tensor) -> None:
 
 
 def _means(totals: dict[str, Tensor], number: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: (total / number).to("cpu", dtype) for name, total in totals.items()}
+    """Empties `totals` one by one, so that both are never in memory as a whole."""
+    return {name: (totals.pop(name) / number).to("cpu", dtype) for name in list(totals)}

@@ -9,7 +9,7 @@ E_t is the mean over positions (real ones, except the last of each sequence), E_
 over sequences, so Λ is in the units of the mean loss's Gauss-Newton matrix.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,23 +45,28 @@ class Eigenbasis:
     gradient_values: Mapping[str, Tensor]  # block → [O], ascending
 
 
+def eigenbasis_parts(covariances: Covariances, device: torch.device | str = "cpu") -> Iterator[Eigenbasis]:
+    """Eigendecompositions of the symmetrised covariances, in float64 on a device, kept in their own precision.
+
+    One matrix after the other, so that memory has to hold one.
+    """
+    names = [(field, name) for field, matrices in vars(covariances).items() for name in matrices]
+    for field, name in progress(names, "eigenbasis", "matrix"):
+        matrix = getattr(covariances, field)[name]
+        if not torch.isfinite(matrix).all():
+            raise ForebearError(f"{name}: the covariance has values that are not finite; look for NaN in the model.")
+        w, v = torch.linalg.eigh(((matrix + matrix.T) / 2).to(device, torch.float64))
+        vectors, values = {name: v.to(matrix)}, {name: w.clamp_min(0).to(matrix)}
+        yield Eigenbasis(vectors, {}, values, {}) if field == "activation" else Eigenbasis({}, vectors, {}, values)
+
+
 def compute_eigenbasis(covariances: Covariances, device: torch.device | str = "cpu") -> Eigenbasis:
-    """Eigendecompositions of the symmetrised covariances, in float64 on a device, stored in their own precision."""
-
-    def decompose(matrices: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        vectors, values = {}, {}
-        for name, matrix in progress(list(matrices.items()), "eigenbasis", "matrix"):
-            if not torch.isfinite(matrix).all():
-                raise ForebearError(
-                    f"{name}: the covariance has values that are not finite; look for NaN in the model."
-                )
-            w, v = torch.linalg.eigh(((matrix + matrix.T) / 2).to(device, torch.float64))
-            vectors[name], values[name] = v.to(matrix), w.clamp_min(0).to(matrix)
-        return vectors, values
-
-    activation, activation_values = decompose(covariances.activation)
-    gradient, gradient_values = decompose(covariances.gradient)
-    return Eigenbasis(activation, gradient, activation_values, gradient_values)
+    """The same, all in memory."""
+    basis = Eigenbasis({}, {}, {}, {})
+    for part in eigenbasis_parts(covariances, device):
+        for field, tensors in vars(part).items():
+            getattr(basis, field).update(tensors)
+    return basis
 
 
 def kfac_eigenvalues(basis: Eigenbasis, blocks: Sequence[Block], positions_per_sequence: float) -> dict[str, Tensor]:

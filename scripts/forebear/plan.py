@@ -109,25 +109,44 @@ def budget_of(model_bytes: int, memory_mb: float, gpus: int) -> Budget:
     return Budget(int(memory_mb * 2**20), PROCESS_BYTES + model_bytes)
 
 
-def plan_covariances(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1) -> Plan:
-    """Sums A [I, I] and S [O, O] of some linear maps at a time."""
+def plan_covariances(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1, sharded: bool = False) -> Plan:
+    """Sums A [I, I] and S [O, O] of some linear maps at a time.
+
+    Args:
+        sharded: a shard's sums become means in float64.
+    """
 
     def elements(partition: Partition) -> int:
         activations = {b.module: b.shape[1] ** 2 for b in partition.blocks}
         return sum(activations.values()) + sum(b.shape[0] ** 2 for b in partition.blocks)
 
-    job = _Job("covariances", shape.blocks, elements, lambda part: 2 * shape.tokens * elements(part), runs=samples)
+    job = _Job(
+        "covariances",
+        shape.blocks,
+        lambda part: (2 if sharded else 1) * elements(part),
+        lambda part: 2 * shape.tokens * elements(part),
+        runs=samples,
+    )
     return _plan(job, shape, budget, batch_tokens)
 
 
-def plan_eigenvalues(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1) -> Plan:
-    """Eigenvectors Q_A [I, I], Q_S [O, O] and the sums Λ [O, I] of some linear maps at a time."""
+def plan_eigenvalues(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1, sharded: bool = False) -> Plan:
+    """Eigenvectors Q_A [I, I], Q_S [O, O] and the sums Λ [O, I] of some linear maps at a time.
+
+    Args:
+        sharded: a shard's sums become means in float64.
+    """
 
     def elements(partition: Partition) -> int:
         return sum(factor_elements(partition.blocks))
 
-    # As many flops as elements for each token: both rotations, and the gradient's formation.
-    job = _Job("eigenvalues", shape.blocks, elements, lambda part: 2 * shape.tokens * elements(part), runs=samples)
+    job = _Job(
+        "eigenvalues",
+        shape.blocks,
+        lambda part: elements(part) + (_parameters(part.blocks) if sharded else 0),
+        lambda part: 2 * shape.tokens * elements(part),  # both rotations, and the gradient's formation
+        runs=samples,
+    )
     return _plan(job, shape, budget, batch_tokens)
 
 
