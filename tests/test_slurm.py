@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from copies import ROOT, copy_workflow
-from loopback_hub import Hub, serving
-from published import published_data, published_models
 from slurm_cluster import one_machine_cluster, output_of, wait_until, why_not
 
 FACTORS = "results/tiny/factors/pretraining/eigenbasis.h5"
@@ -106,53 +102,3 @@ def test_a_cancelled_run_takes_its_jobs_along_and_resumes(tmp_path):
     finish(submit(tmp_path, FACTORS), tmp_path)
     assert (tmp_path / FACTORS).exists()
     assert trained.stat().st_mtime_ns == before
-
-
-def test_the_ten_lines_of_the_page_submit_the_study(tmp_path):
-    """The lines as they stand, but for the installation and the editor; the hub's models are tiny ones."""
-    lines = (ROOT / "docs/clusters.md").read_text().split("```bash\n")[1].split("```")[0].splitlines()
-    assert len(lines) == 10
-    assert [line.split()[0] for line in lines] == [
-        "tmux", "git", "python3", "pip", "cp", "sinfo", "cp", "nano", "snakemake", "snakemake",
-    ]  # fmt: skip
-    clone = copy_workflow(tmp_path / "forebear")
-    shutil.copytree(ROOT / "studies", clone / "studies")
-    own = published_data(tmp_path / "own")
-    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": python, "PYTHONPATH": f"{clone}/scripts", "HF_HOME": str(tmp_path / "home")}
-
-    def run(*commands: str) -> str:
-        script = "\n".join(commands).replace("/where/your/files/are", str(own))
-        return subprocess.run(
-            ["bash", "-ec", script],
-            cwd=clone,
-            env=environment,
-            check=True,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ).stdout
-
-    assert "gpu" in run(*lines[4:7])
-    profile = clone / "profiles/mysite/config.yaml"
-    edited = profile.read_text().replace("# slurm_partition: gpu", "  slurm_partition: gpu")
-    edited = edited.replace("# slurm-status-command", "slurm-status-command")  # this site has no database
-    edited = edited.replace(
-        "# slurm-init-seconds-before-status-checks: 40", "slurm-init-seconds-before-status-checks: 2"
-    )
-    profile.write_text(edited)
-    planned = run(lines[8])
-    assert re.search(r"documents nearest to the queries \[\d+ threads, \d+ MB, 2 GPUs", planned)
-    assert "fit_eigenvalues" in planned
-
-    with serving(Hub(published_models("dolly", tmp_path))) as hub:
-        environment["HF_ENDPOINT"] = hub.url
-        with (clone / "snakemake.log").open("w") as log:
-            process = subprocess.Popen(
-                ["bash", "-c", f"exec {lines[9]}"], cwd=clone, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
-        try:
-            wait_until(lambda: "gres/gpu:2" in queue("all"), "a job with two GPUs is submitted", seconds=300)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=300)
