@@ -26,7 +26,8 @@ rule draw_subsets:
         "../scripts/draw_subsets.py"
 
 
-# One thread each: several one-thread retrainings beat one with many threads.
+# One thread each: several one-thread retrainings beat one with many threads. They take longest
+# and need only data, so they start first, and short jobs fill the cores that remain.
 rule retrain:
     input:
         subsets="results/{study}/ground_truth/subsets.h5",
@@ -41,6 +42,7 @@ rule retrain:
         "results/{study}/logs/retrain/{shard}-of-{shards}.log",
     conda:
         "../envs/forebear.yaml"
+    priority: 1
     resources:
         mem_mb=memory(2000),
         runtime=growing(720),
