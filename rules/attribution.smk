@@ -9,7 +9,6 @@ rule compute_query_gradients:
         gradients="results/{study}/queries/gradients.h5",
     log:
         "results/{study}/logs/compute_query_gradients.log",
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     threads: threads_of
@@ -50,7 +49,6 @@ rule precondition_queries:
         "results/{study}/logs/precondition_queries/{stage}-{columns}.log",
     wildcard_constraints:
         columns="|".join(n for n, c in COLUMNS.items() if c.stages != "none" and not c.solver),
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     threads: threads_of
@@ -91,7 +89,6 @@ rule solve_queries:
         "results/{study}/logs/solve_queries/{stage}-{columns}.log",
     wildcard_constraints:
         columns="|".join(n for n, c in COLUMNS.items() if c.solver),
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     threads: threads_of
@@ -148,7 +145,6 @@ for study, attributed, stage, estimators in all_passes():
                 f"results/{study}/logs/compute_pairwise_scores/{attributed}_at_{stage}",
                 "log",
             ),
-        priority: 10
         conda:
             "../envs/forebear.yaml"
         threads: CONFIG.studies[study].threads
@@ -194,7 +190,6 @@ rule gather_scores:
     wildcard_constraints:
         study=SHARDED,
         estimator="|".join(name for name, e in ESTIMATORS.items() if e.uses_gradients),
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     resources:
@@ -223,7 +218,6 @@ rule compute_self_influence:
         "results/{study}/logs/compute_self_influence/{stage}.log",
     wildcard_constraints:
         study=WHOLE,
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     threads: threads_of
@@ -289,7 +283,6 @@ rule normalise_scores:
         "results/{study}/logs/normalise_scores/{stage}-{estimator}.log",
     wildcard_constraints:
         estimator="|".join(DERIVED),
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     resources:
@@ -412,7 +405,6 @@ rule compute_baseline_scores:
         "results/{study}/logs/compute_baseline_scores/{stage}-{estimator}.log",
     wildcard_constraints:
         estimator="|".join(BASELINES),
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     threads: threads_of

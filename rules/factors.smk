@@ -12,7 +12,6 @@ rule fit_covariances:
     wildcard_constraints:
         study=WHOLE,
     cache: True
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     threads: threads_of
@@ -61,7 +60,6 @@ rule compute_eigenbasis:
     log:
         "results/{study}/logs/compute_eigenbasis/{point}.log",
     cache: True
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     threads: threads_of
@@ -92,7 +90,6 @@ rule fit_eigenvalues:
     wildcard_constraints:
         study=WHOLE,
     cache: True
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     threads: threads_of
@@ -146,7 +143,6 @@ rule gather_factors:
         study=SHARDED,
         factor="covariances|eigenvalues",
     cache: True
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     resources:

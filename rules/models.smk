@@ -41,7 +41,6 @@ rule train_stage:
     log:
         "results/{study}/logs/train_stage/{stage}.log",
     cache: True
-    priority: 10
     conda:
         "../envs/forebear.yaml"
     resources:
