@@ -40,9 +40,9 @@ rule retrain:
         shard="results/{study}/ground_truth/shards/{shard}-of-{shards}.h5",
     log:
         "results/{study}/logs/retrain/{shard}-of-{shards}.log",
+    priority: 1
     conda:
         "../envs/forebear.yaml"
-    priority: 1
     resources:
         mem_mb=memory(2000),
         runtime=growing(720),
