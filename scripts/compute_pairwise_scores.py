@@ -61,7 +61,8 @@ wanted = {name: request for name, request in requests.items() if not matrices[na
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
 counts = {name: len(columns.losses) for name, columns in queries.items()}
 reads = [(request.columns, request.blocks) for request in wanted.values()]
-plan = plan_scores(point.shape, budget, params.batch_tokens, counts, reads)
+ranks = {name: columns.rank for name, columns in queries.items()}
+plan = plan_scores(point.shape, budget, params.batch_tokens, counts, reads, ranks)
 print(plan)
 with measured() as cost:
     seconds = pairwise_scores(
@@ -76,6 +77,7 @@ with measured() as cost:
         ),
         documents=reduce(np.union1d, (matrix.missing for matrix in matrices.values())),
         partitions=plan.partitions,
+        factored=plan.factored,
     )
 for name, matrix in matrices.items():
     matrix.finish({"seconds": seconds.get(name, 0.0), "peak_bytes": cost["peak_bytes"]})

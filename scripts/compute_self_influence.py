@@ -22,7 +22,7 @@ factors = (files.eigenbasis, files.eigenvalues)
 curvature, _ = open_link(params.link, files.manifest, files.fitted, *factors, point.blocks, stored=True)
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_eigenvalues(point.shape, budget, params.batch_tokens)  # it holds as much
+plan = plan_eigenvalues(point.shape, budget, params.batch_tokens, double=False)  # it holds as much
 print(plan)
 options = (point.examples, curvature, plan.batch_tokens, documents)
 with measured() as cost:

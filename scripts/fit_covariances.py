@@ -24,7 +24,7 @@ point = open_point(
 )
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_covariances(point.shape, budget, params.batch_tokens, params.label_samples, documents is not None)
+plan = plan_covariances(point.shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
 print(plan)
 options = (params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {

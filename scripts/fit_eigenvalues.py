@@ -25,7 +25,7 @@ point = open_point(
 basis = stored_eigenbasis(snakemake.input.eigenbasis, {**point.digests, "seed": params.seed})
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_eigenvalues(point.shape, budget, params.batch_tokens, params.label_samples, documents is not None)
+plan = plan_eigenvalues(point.shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
 print(plan)
 options = (basis, params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {

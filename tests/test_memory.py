@@ -373,6 +373,54 @@ def test_passes_by_hand():
     assert planned_scores(32).passes == pytest.approx(contracted, rel=1e-12)
 
 
+ALL = frozenset(block.name for block in large_blocks())
+
+
+def planned_factors(total, rank, queries=400, tokens=128.0, more=()):
+    counts, reads = {"factors": queries, **dict.fromkeys(more, 10)}, [(name, ALL) for name in ("factors", *more)]
+    return plan_scores(shape(tokens), budget(total), 4096, counts, reads, {"factors": rank})
+
+
+def test_columns_stay_factored_where_that_saves_passes():
+    """With room for all, whatever is less work; with less room, whatever takes fewer passes over the documents."""
+    assert planned_factors(64, 1, tokens=16.0).factored == ALL
+    assert not planned_factors(64, 32).factored
+    assert planned_factors(2, 8).factored == ALL
+    assert len(planned_factors(2, 8).partitions) == 1
+    assert "factored" in planned_factors(2, 8).summary
+    assert "stay factored in 20 of 20 blocks" in str(planned_factors(2, 8))
+    assert "factored" not in planned_factors(64, 32).summary + str(planned_factors(64, 32))
+    assert not planned_factors(2, 600).factored  # which would take more memory and work than the matrices
+    wide = {b.name for b in large_blocks() if 2048 in b.shape}
+    assert planned_factors(4, 8).factored == wide  # they save memory for less work than the others
+    assert planned_factors(64, 3, tokens=170.0).factored == wide  # less work: T·r·(O + I) < O·I + T·O·I/Q
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_passes_and_memory_of_factored_columns_by_hand(rank):
+    s = shape(16.0)
+    plan = planned_factors(2, rank, tokens=16.0)
+    sides = sum(b.shape[0] + b.shape[1] for b in s.blocks)
+    flops = 4 * s.parameters * 16 + 2 * 16 * 400 * rank * sides
+    assert plan.factored == ALL
+    assert plan.passes == pytest.approx(flops / (6 * 16 * s.parameters), rel=1e-12)
+    assert plan.held_bytes == 4 * 400 * rank * sides
+    more = planned_factors(2, rank, tokens=16.0, more=["matrices"])  # for which gradients are formed anyway
+    tracked = s.parameters - 1000 * 512
+    assert more.passes == pytest.approx((flops + (2 * 16 + 2 * 10) * tracked) / (6 * 16 * s.parameters), rel=1e-12)
+    assert more.held_bytes == 4 * (400 * rank * sides + 10 * tracked)
+
+
+def test_sums_in_float64_take_twice_the_memory():
+    elements = sum({b.module: b.shape[1] ** 2 for b in large_blocks()}.values()) + sum(
+        b.shape[0] ** 2 for b in large_blocks()
+    )
+    assert plan_covariances(shape(), budget(32), 4096).held_bytes == 8 * elements
+    assert plan_covariances(shape(), budget(32), 4096, double=False).held_bytes == 4 * elements
+    tracked = shape().parameters - 1000 * 512
+    assert plan_eigenvalues(shape(), budget(32), 4096).held_bytes == 4 * elements + 8 * tracked
+
+
 def test_preconditioning_takes_as_many_queries_as_fit():
     blocks = shape().blocks
     parts = split_preconditioning(blocks, 200, gib(0.5))
@@ -428,8 +476,10 @@ def test_files_that_are_there_count_more_than_the_config(tmp_path):
     write_records(tmp_path / "data/queries.jsonl", [{"prompt": "a", "completion": "b"}] * 500)
     after = expect(study_with(), tmp_path)
     assert len({b.name for part in after.partitions for b in part.blocks}) == 12
-    elements = sum(b.shape[0] * b.shape[1] for part in after.partitions for b in part.blocks)
-    assert after.held_bytes == 4 * elements * (500 + 500 + 5)  # a solver's columns are those of five queries
+    tracked = [b for part in after.partitions for b in part.blocks]
+    elements, sides = sum(b.shape[0] * b.shape[1] for b in tracked), sum(sum(b.shape) for b in tracked)
+    # A solver's columns are those of five queries; raw gradients stay sums over the queries' four tokens.
+    assert after.held_bytes == 4 * (elements * (500 + 5) + 4 * sides * 500)
     assert after.passes > 10 * before.passes
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from conftest import random_examples, tiny_model
+from conftest import parameter_gradients, random_examples, tiny_model, unpadded_loss
 from forebear.blocks import tracked_blocks
 from forebear.chain import Curvature, Segment, precondition_chain, unroll_chain
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.kronecker import Damping, compute_eigenbasis
 from forebear.outer import OuterProducts, formed
+from forebear.partitions import Partition, by_map
 from forebear.query_files import create_query_columns, read_query_columns
 from forebear.scoring import Request, pairwise_scores, query_gradients, stream_query_gradients
 
@@ -90,3 +91,102 @@ def test_a_file_holds_them_unformed_and_scores_are_the_same(tmp_path, model, blo
         return rows
 
     assert torch.equal(scores(stored.columns), scores(matrices(stored.of(blocks))))
+
+
+# Columns that stay factored: nothing is formed
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return random_examples(4, lengths=[7, 4, 9, 6, 8, 5, 3])
+
+
+@pytest.fixture(scope="module")
+def gradients(model, blocks, documents):
+    """Block → [N, O, I], from differentiation with respect to the parameters, a document at a time."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    parts = [parameter_gradients(model, blocks, unpadded_loss(model, document)) for document in documents]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return {block.name: torch.stack([part[block.name] for part in parts]) for block in blocks}
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def low_rank(blocks, queries: int, rank: int) -> dict[str, OuterProducts]:
+    return {
+        b.name: OuterProducts(normal(2 * k, queries, rank, b.shape[0]), normal(2 * k + 1, queries, rank, b.shape[1]))
+        for k, b in enumerate(blocks)
+    }
+
+
+def dense_scores(gradients, columns, names, cosine: bool = False):
+    g = torch.cat([gradients[name].flatten(1) for name in names], 1)
+    v = torch.cat([columns[name].flatten(1) for name in names], 1)
+    if cosine:
+        g, v = (x / x.norm(dim=1, keepdim=True) for x in (g, v))
+    return g @ v.T
+
+
+def scored(model, blocks, documents, columns, requests, **options):
+    scores = {
+        name: torch.full((len(documents), len(next(iter(columns[r.columns].values())))), torch.nan)
+        for name, r in requests.items()
+    }
+
+    def write(name, places, values):
+        scores[name][places] = torch.from_numpy(values)
+
+    pairwise_scores(model, blocks, documents, columns, requests, write=write, **{"batch_tokens": 20, **options})
+    return scores
+
+
+PARTITIONS = {
+    "one": lambda blocks: (),
+    "maps and queries": lambda blocks: [Partition(maps, k, k + 2) for maps in by_map(blocks) for k in (0, 2)],
+}
+
+
+@pytest.mark.parametrize("partitions", PARTITIONS.values(), ids=PARTITIONS)
+@pytest.mark.parametrize("pairs", [1, 1000, 1 << 21])
+def test_factored_columns_give_the_dense_scores(model, blocks, documents, gradients, partitions, pairs, monkeypatch):
+    monkeypatch.setattr("forebear.outer.PAIRS", pairs)
+    factors = low_rank(blocks, 4, 3)
+    matrices = {name: part.formed() for name, part in low_rank(blocks, 4, 5).items()}
+    names = [block.name for block in blocks]
+    mlp = [block.name for block in blocks if block.kind == "mlp"]
+    requests = {
+        "factored": Request("factors", frozenset(names)),
+        "cosine": Request("factors", frozenset(mlp), cosine=True),
+        "formed": Request("matrices", frozenset(mlp[1:])),  # so that most blocks' gradients are not formed
+    }
+    columns = {"factors": factors, "matrices": matrices}
+    found = scored(model, blocks, documents, columns, requests, partitions=partitions(blocks), factored=names)
+    formed = {name: part.formed() for name, part in factors.items()}
+    expected = {
+        "factored": dense_scores(gradients, formed, names),
+        "cosine": dense_scores(gradients, formed, mlp, cosine=True),
+        "formed": dense_scores(gradients, matrices, mlp[1:]),
+    }
+    for name, scores in expected.items():  # written in float32
+        torch.testing.assert_close(found[name].double(), scores, rtol=2e-6, atol=1e-6 * scores.abs().max().item())
+
+
+def test_products_and_norms_are_those_of_the_matrices():
+    ours = OuterProducts(normal(0, 3, 4, 5), normal(1, 3, 4, 2))
+    others = OuterProducts(normal(2, 6, 2, 5), normal(3, 6, 2, 2))
+    expected = ours.formed().flatten(1) @ others.formed().flatten(1).T
+    torch.testing.assert_close(ours.products(others), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.squared_norms(), ours.formed().square().sum((1, 2)), rtol=1e-12, atol=1e-12)
+
+
+def test_raw_query_gradients_can_stay_as_they_are(model, blocks, documents, queries, gradients):
+    raw, _ = query_gradients(model, blocks, queries, 40)
+    names = [block.name for block in blocks]
+    requests = {"dot": Request("raw", frozenset(names))}
+    found = scored(model, blocks, documents, {"raw": raw}, requests, factored=names)["dot"]
+    expected = dense_scores(gradients, {name: part.formed() for name, part in raw.items()}, names)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-6 * expected.abs().max().item())

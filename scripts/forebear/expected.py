@@ -60,16 +60,17 @@ def expected_plan(
     shape = shape_of(model, blocks, _lengths(folder / "data" / f"{records}.jsonl", study.max_length))
     budget = Budget(1 << 62, shape.model_bytes) if study.gpus else budget_of(shape.model_bytes, memory_mb, 0)
     if job == "covariances":
-        return plan_covariances(shape, budget, study.batch_tokens, study.label_samples)
+        return plan_covariances(shape, budget, study.batch_tokens, study.label_samples, not study.gpus)
     if job == "eigenvalues":
-        return plan_eigenvalues(shape, budget, study.batch_tokens, study.label_samples)
+        return plan_eigenvalues(shape, budget, study.batch_tokens, study.label_samples, not study.gpus)
     if job == "query gradients":
         return plan_query_gradients(shape, budget, study.batch_tokens)
     total = _number_of_queries(study, folder / "data/queries.jsonl")
     read = [ESTIMATORS[name] for name in estimators]
     queries = {e.columns: min(total, study.solvers.queries) if COLUMNS[e.columns].solver else total for e in read}
     reads = [(e.columns, frozenset(block.name for block in blocks if block.kind in e.kinds)) for e in read]
-    return plan_scores(shape, budget, study.batch_tokens, queries, reads)
+    ranks = {"gradient": max(_lengths(folder / "data/queries.jsonl", study.max_length))}
+    return plan_scores(shape, budget, study.batch_tokens, queries, reads, ranks)
 
 
 def _model_config(study: Study, folder: Path, name: str) -> PreTrainedConfig | None:

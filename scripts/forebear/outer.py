@@ -1,7 +1,7 @@
-"""Gradients kept as they come: a sequence's is a sum, over its tokens, of outer products.
+"""Matrices kept as sums of outer products: gradients as they come, over tokens, and compressed queries.
 
-For a few tokens this takes far less memory than the matrices, and a change of basis is one of
-the tokens' vectors. Documents' gradients never wait, so only queries' are kept like this.
+For a few terms this takes far less memory than the matrices, a change of basis is one of the
+vectors, and the inner product of two matrices is a sum over pairs of terms.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import h5py
 import torch
 from torch import Tensor
+
+PAIRS = 1 << 21  # of terms that are multiplied at once: 8 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,26 @@ class OuterProducts:
     def formed(self, out: Tensor | None = None) -> Tensor:
         """The matrices [Q, O, I] of those in memory."""
         return torch.bmm(self.left.transpose(1, 2), self.right, out=out)
+
+    def squared_norms(self) -> Tensor:
+        """Squared Frobenius norms [Q] of those in memory: Σ_tu (g_t·g_u)(a_t·a_u)."""
+        left, right = (torch.bmm(part, part.transpose(1, 2)) for part in (self.left, self.right))
+        return left.mul_(right).sum((1, 2))
+
+    def products(self, others: "OuterProducts") -> Tensor:
+        """Inner products [Q, R] with R others, all in memory: Σ_tu (g_t·h_u)(a_t·b_u), h and b being the others'.
+
+        A few of the others at a time, so that what lies between stays small.
+        """
+        terms, rank = self.left.shape[:2], others.left.shape[1]
+        left, right = self.left.flatten(0, 1), self.right.flatten(0, 1)
+        result = self.left.new_empty(len(self), len(others))
+        chunk = max(1, PAIRS // (len(left) * rank))
+        for first in range(0, len(others), chunk):
+            part = others[first : first + chunk]
+            pairs = (left @ part.left.flatten(0, 1).T).mul_(right @ part.right.flatten(0, 1).T)
+            result[:, first : first + chunk] = pairs.view(*terms, len(part), rank).sum((1, 3))
+        return result
 
 
 Matrices = Tensor | OuterProducts

@@ -6,8 +6,8 @@ backward pass of the model over the same documents, weight gradients included: 6
 each parameter and token.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -59,16 +59,23 @@ class Plan:
     held_bytes: int  # of the largest partition
     budget: Budget
     passes: float  # estimated
+    factored: frozenset[str] = frozenset()  # blocks where queries' outer products are not formed
 
     @property
     def bytes(self) -> int:
         return self.budget.taken + self.batch_bytes + self.held_bytes
 
     @property
+    def excess(self) -> int:
+        """Bytes over the budget."""
+        return max(0, self.bytes - self.budget.total)
+
+    @property
     def summary(self) -> str:
         """A few words for the list of jobs."""
         runs = f", {len(self.partitions)} partitions" if len(self.partitions) > 1 else ""
-        return f"about {self.bytes / 2**30:.1f} GB{runs}, {self.passes:.1f} passes"
+        factored = ", factored" if self.factored else ""
+        return f"about {self.bytes / 2**30:.1f} GB{runs}{factored}, {self.passes:.1f} passes"
 
     def __str__(self) -> str:
         rows = {
@@ -80,7 +87,10 @@ class Plan:
         }
         lines = [f"plan of {self.job}: about {self.passes:.1f} passes; memory in GB"]
         lines += [f"  {name:<40}{amount / 2**30:8.2f}" for name, amount in rows.items()]
-        if self.bytes > self.budget.total:
+        if self.factored:
+            of = len({block.name for part in self.partitions for block in part.blocks})
+            lines.append(f"  outer products of queries stay factored in {len(self.factored)} of {of} blocks")
+        if self.excess:
             lines.append("  That is more than there is, but cannot be split further; it is tried nevertheless.")
         return "\n".join(lines)
 
@@ -109,11 +119,11 @@ def budget_of(model_bytes: int, memory_mb: float, gpus: int) -> Budget:
     return Budget(int(memory_mb * 2**20), PROCESS_BYTES + model_bytes)
 
 
-def plan_covariances(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1, sharded: bool = False) -> Plan:
+def plan_covariances(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1, double: bool = True) -> Plan:
     """Sums A [I, I] and S [O, O] of some linear maps at a time.
 
     Args:
-        sharded: a shard's sums become means in float64.
+        double: the sums are in float64, as they are on a processor.
     """
 
     def elements(partition: Partition) -> int:
@@ -123,18 +133,18 @@ def plan_covariances(shape: Shape, budget: Budget, batch_tokens: int, samples: i
     job = _Job(
         "covariances",
         shape.blocks,
-        lambda part: (2 if sharded else 1) * elements(part),
+        lambda part: (2 if double else 1) * elements(part),
         lambda part: 2 * shape.tokens * elements(part),
         runs=samples,
     )
     return _plan(job, shape, budget, batch_tokens)
 
 
-def plan_eigenvalues(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1, sharded: bool = False) -> Plan:
+def plan_eigenvalues(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1, double: bool = True) -> Plan:
     """Eigenvectors Q_A [I, I], Q_S [O, O] and the sums Λ [O, I] of some linear maps at a time.
 
     Args:
-        sharded: a shard's sums become means in float64.
+        double: the sums are in float64, as they are on a processor.
     """
 
     def elements(partition: Partition) -> int:
@@ -143,7 +153,7 @@ def plan_eigenvalues(shape: Shape, budget: Budget, batch_tokens: int, samples: i
     job = _Job(
         "eigenvalues",
         shape.blocks,
-        lambda part: elements(part) + (_parameters(part.blocks) if sharded else 0),
+        lambda part: elements(part) + (_parameters(part.blocks) if double else 0),
         lambda part: 2 * shape.tokens * elements(part),  # both rotations, and the gradient's formation
         runs=samples,
     )
@@ -162,28 +172,65 @@ def plan_scores(
     batch_tokens: int,
     queries: Mapping[str, int],
     reads: Sequence[tuple[str, frozenset[str]]],
+    ranks: Mapping[str, int | None] | None = None,
 ) -> Plan:
     """Columns of some linear maps, and where even one's are too many, of some queries at a time.
+
+    Columns of r outer products can be formed, and meet the documents' gradients; or they stay
+    factored and meet the tokens' vectors, which for T tokens takes r(O + I) / OI of the memory
+    and Tr(O + I) / OI of the work for a query. They do in those blocks where the memory is saved
+    for the least work; in how many, is what takes the fewest passes.
 
     Args:
         queries: name of a set of columns → how many it has.
         reads: (set of columns, blocks that are read of it) of every estimator.
+        ranks: set of columns → of how many outer products its columns are sums, where they are.
     """
     read = {name: frozenset().union(*(blocks for n, blocks in reads if n == name)) for name, _ in reads}
+    ranks = {name: rank for name, rank in (ranks or {}).items() if rank is not None}
     blocks = tuple(block for block in shape.blocks if any(block.name in chosen for chosen in read.values()))
 
-    def elements(partition: Partition) -> int:
-        total = 0
-        for name, chosen in read.items():
-            first, stop, _ = partition.queries.indices(queries[name])
-            total += max(0, stop - first) * _parameters([b for b in partition.blocks if b.name in chosen])
-        return total
+    def contraction(block: Block, factored: bool) -> tuple[list[tuple[str, int, float]], float]:
+        """(set of columns, numbers and flops of each query) of all that read a block, and flops before any query."""
+        (rows, width), sets = block.shape, [name for name, chosen in read.items() if block.name in chosen]
+        sizes = {name: ranks[name] * (rows + width) if factored and name in ranks else rows * width for name in sets}
+        works = {name: 2 * size * (shape.tokens if factored and name in ranks else 1) for name, size in sizes.items()}
+        forms = not factored or any(name not in ranks for name in sets)
+        return [(name, sizes[name], works[name]) for name in sets], forms * 2 * shape.tokens * rows * width
 
-    def flops(partition: Partition) -> float:
-        return 2 * shape.tokens * _parameters(partition.blocks) + 2 * elements(partition)
+    contractions = {(b.name, factored): contraction(b, factored) for b in blocks for factored in (False, True)}
 
-    job = _Job("scores", blocks, elements, flops, queries=max((queries[name] for name in read), default=1))
-    return _plan(job, shape, budget, batch_tokens)
+    def sums(part: Partition, factored: Collection[str]) -> tuple[int, float]:
+        """Numbers held, and flops for each document."""
+        counts = {name: len(range(*part.queries.indices(number))) for name, number in queries.items()}
+        held = flops = 0
+        for block in part.blocks:
+            sets, before = contractions[block.name, block.name in factored]
+            flops += before
+            for name, size, work in sets:
+                held += counts[name] * size
+                flops += counts[name] * work
+        return held, flops
+
+    def planned(factored: frozenset[str]) -> Plan:
+        job = _Job(
+            "scores",
+            blocks,
+            lambda part: sums(part, factored)[0],
+            lambda part: sums(part, factored)[1],
+            queries=max((queries[name] for name in read), default=1),
+        )
+        return replace(_plan(job, shape, budget, batch_tokens), factored=factored)
+
+    def price(block: Block) -> float | None:
+        """Flops for each number that staying factored saves; None if it saves none."""
+        (formed, work), (factored, other) = (sums(Partition((block,)), names) for names in ((), {block.name}))
+        return (other - work) / (formed - factored) if factored < formed else None
+
+    prices = {block.name: price(block) for block in blocks}
+    limits = sorted({value for value in prices.values() if value is not None})
+    cheap = [frozenset(n for n, value in prices.items() if value is not None and value <= most) for most in limits]
+    return min((planned(factored) for factored in [frozenset(), *cheap]), key=lambda plan: (plan.excess, plan.passes))
 
 
 def split_preconditioning(blocks: Sequence[Block], queries: int, room: float) -> list[Partition]:
@@ -234,7 +281,7 @@ def _plan(job: _Job, shape: Shape, budget: Budget, batch_tokens: int) -> Plan:
 
 def _badness(plan: Plan) -> tuple[int, int]:
     """Bytes over the budget, then the number of partitions."""
-    return max(0, plan.bytes - plan.budget.total), len(plan.partitions)
+    return plan.excess, len(plan.partitions)
 
 
 def _batch_sizes(most: int) -> list[int]:

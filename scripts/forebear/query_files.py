@@ -1,8 +1,9 @@
 """The files of query gradients, raw and preconditioned, and the queries' losses.
 
-Preconditioned ones are `/{block}/columns` [Q, O, I]. Raw ones are not formed: they are
-`/{block}/gradients` [Q, T, O] and `/{linear map}/activations` [Q, T, I]. They may be larger
-than memory, so they are written and read in parts.
+Preconditioned ones are `/{block}/columns` [Q, O, I]; compressed ones `/{block}/left` [Q, r, O] and
+`/{block}/right` [Q, r, I]. Raw ones are not formed: they are `/{block}/gradients` [Q, T, O] and
+`/{linear map}/activations` [Q, T, I]. They may be larger than memory, so they are written and
+read in parts.
 """
 
 import json
@@ -38,6 +39,12 @@ class QueryColumns:
     places: np.ndarray  # [Q] which of the study's queries these are
     blocks: list[Block]
     attributes: dict
+
+    @property
+    def rank(self) -> int | None:
+        """The most outer products that a column of a block is the sum of; None for matrices."""
+        unformed = [part.left.shape[1] for part in self.columns.values() if isinstance(part, OuterProducts)]
+        return max(unformed, default=None)
 
     def of(self, blocks: Sequence[Block], queries: slice = slice(None)) -> dict[str, Matrices]:
         """Of some blocks and queries, in memory."""
@@ -92,6 +99,9 @@ def read_query_columns(path: str | Path, expected: Attributes | None = None) -> 
     if f"{blocks[0].name}/gradients" in file:
         left, right = datasets_of(file, "gradients"), datasets_of(file, "activations")
         columns = {block.name: OuterProducts(left[block.name], right[block.module]) for block in blocks}
+    elif f"{blocks[0].name}/left" in file:
+        left, right = datasets_of(file, "left"), datasets_of(file, "right")
+        columns = {block.name: OuterProducts(left[block.name], right[block.name]) for block in blocks}
     else:
         columns = datasets_of(file, "columns")
     return QueryColumns(columns, losses, places, blocks, dict(file.attrs))

@@ -2,11 +2,12 @@
 
 Documents are streamed: a batch's gradients are formed block by block and meet all columns of
 all estimators, in one pass if memory holds these, else in one for each partition of them.
+Columns that are sums of outer products can stay so; they meet the tokens' vectors instead.
 Larger scores mean proponents: more weight on the document lowers the query's loss.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +112,7 @@ def pairwise_scores(
     write: Callable[[str, np.ndarray, np.ndarray], None],
     documents: Sequence[int] | None = None,
     partitions: Sequence[Partition] = (),
+    factored: Collection[str] = (),
 ) -> dict[str, float]:
     """Score every document against every query, for all estimators in one pass, or in one for each partition.
 
@@ -125,6 +127,7 @@ def pairwise_scores(
         write: called with (estimator, document indices [n], scores [n, Q]).
         documents: places, ascending, of those that are scored; all by default.
         partitions: of blocks and queries, whose columns are held at the same time; one by default.
+        factored: blocks whose columns, where they are outer products, are not formed.
 
     Returns:
         Seconds per estimator: the passes over the documents, which each would need alone,
@@ -139,7 +142,7 @@ def pairwise_scores(
         group = todo if len(parts) == 1 else todo[:size]
         began = time.monotonic()
         try:
-            for scored, scores in _score_group(model, examples, group, columns, requests, parts, clock):
+            for scored, scores in _score_group(model, examples, group, columns, requests, parts, factored, clock):
                 done[scored] = True
                 pending.add(scored, scores)
             size = max(1, round(len(group) * GROUP_SECONDS / (time.monotonic() - began)))
@@ -172,6 +175,7 @@ def _score_group(
     columns: Mapping[str, Mapping[str, Matrices]],
     requests: Mapping[str, Request],
     partitions: Sequence[Partition],
+    factored: Collection[str],
     clock: "_Clock",
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """(documents [B], estimator → scores [B, Q]) of a group's batches, after a pass for every partition.
@@ -184,7 +188,7 @@ def _score_group(
     norms: dict[str, Tensor] = {}
     for k, partition in enumerate(partitions, 1):
         name = "scores" if len(partitions) == 1 else f"scores, part {k} of {len(partitions)}"
-        fits, held = attempt(_hold, model, columns, requests, partition, clock)
+        fits, held = attempt(_hold, model, columns, requests, partition, factored, clock)
         if not fits:
             raise NotEnoughMemoryError(f"{name}: its queries do not fit into memory.")
         _add_norms(norms, columns, requests, partition, held)
@@ -211,14 +215,17 @@ def _hold(
     columns: Mapping[str, Mapping[str, Matrices]],
     requests: Mapping[str, Request],
     partition: Partition,
+    factored: Collection[str],
     clock: "_Clock",
-) -> dict[str, dict[str, Tensor]]:
-    """name → block → a partition's columns [O·I, q], beside the block's layer; those that an estimator reads."""
-    held: dict[str, dict[str, Tensor]] = {name: {} for name in columns}
+) -> dict[str, dict[str, Matrices]]:
+    """name → block → a partition's columns [O·I, q], or their factors; beside the block's layer, if an estimator reads them."""
+    held: dict[str, dict[str, Matrices]] = {name: {} for name in columns}
     for block in partition.blocks:
         for name in {r.columns: None for r in requests.values() if block.name in r.blocks}:
-            vectors = formed(in_memory(columns[name][block.name], partition.queries))
-            held[name][block.name] = vectors.flatten(1).T.to(device_of(model, block.module))
+            vectors = in_memory(columns[name][block.name], partition.queries)
+            if not (isinstance(vectors, OuterProducts) and block.name in factored):
+                vectors = formed(vectors).flatten(1).T
+            held[name][block.name] = vectors.to(device_of(model, block.module))
             clock.lap((name, block.name))
     return held
 
@@ -228,7 +235,9 @@ def _add_norms(norms, columns, requests, partition, held) -> None:
     for estimator, request in requests.items():
         for block in partition.blocks if request.cosine else ():
             if block.name in request.blocks:
-                squares = held[request.columns][block.name].square().sum(0).cpu()
+                vectors = held[request.columns][block.name]
+                factored = isinstance(vectors, OuterProducts)
+                squares = (vectors.squared_norms() if factored else vectors.square().sum(0)).cpu()
                 total = norms.setdefault(estimator, squares.new_zeros(_queries(columns[request.columns])))
                 total[partition.queries] += squares
 
@@ -245,17 +254,38 @@ def _contract(captured, columns, requests, partition, held, clock) -> dict[objec
         readers = {estimator: request for estimator, request in requests.items() if block.name in request.blocks}
         measured = [(e, "squares") for e, r in readers.items() if r.cosine and partition.first == 0]
         vectors = {name: held[name][block.name] for name in dict.fromkeys(r.columns for r in readers.values())}
-        products = {name: v.new_zeros(sequences, v.shape[1]) for name, v in vectors.items()}
-        for part, gradients in gradient_slices(captured, block):
-            for key in measured:
-                sums[key] += gradients.square().sum(1).to(losses.device)
-            clock.lap("pass")
-            for name, product in products.items():
-                product.addmm_(gradients, vectors[name][part])
-                clock.lap((name, block.name))
+        products, squares = _products(captured, block, vectors, bool(measured), clock)
+        for key in measured:
+            sums[key] += squares.to(losses.device)
         for estimator, request in readers.items():
             sums[estimator][:, partition.queries] += products[request.columns].to(losses.device)
     return sums
+
+
+def _products(captured, block, vectors, measured, clock) -> tuple[dict[str, Tensor], Tensor]:
+    """A batch's products with a block's columns, name → [B, q], and if `measured` its gradients' squared lengths [B].
+
+    The gradients are formed if any columns are.
+    """
+    a, g = captured.block(block)
+    tokens, squares = OuterProducts(g, a), a.new_zeros(len(a))
+    matrices = {name: v for name, v in vectors.items() if not isinstance(v, OuterProducts)}
+    products = {name: v.new_zeros(len(a), v.shape[1]) for name, v in matrices.items()}
+    for part, gradients in gradient_slices(captured, block) if matrices else ():
+        if measured:
+            squares += gradients.square().sum(1)
+        clock.lap("pass")
+        for name, v in matrices.items():
+            products[name].addmm_(gradients, v[part])
+            clock.lap((name, block.name))
+    if measured and not matrices:
+        squares = tokens.squared_norms()
+        clock.lap("pass")
+    for name, v in vectors.items():
+        if name not in matrices:
+            products[name] = tokens.products(v)
+            clock.lap((name, block.name))
+    return products, squares
 
 
 def _score(sums: Mapping[object, Tensor], norms: Mapping[str, Tensor], estimator: str) -> Tensor:
