@@ -47,7 +47,18 @@ MODULES = {row[0].strip("`"): rules(row[1]) for row in table("An edit in the eng
 OTHERS = {
     row[0].strip("`"): (row[1].strip("`"), rules(row[2])) for row in table("An edit in the engine of other studies")
 }
-NOTHING = {*SILENT, "config", "corpus_config", "digests", "ensemble", "expected", "gathering", "provenance", "__init__"}
+NOTHING = {
+    *SILENT,
+    "config",
+    "corpus_config",
+    "study_config",
+    "digests",
+    "ensemble",
+    "expected",
+    "gathering",
+    "provenance",
+    "__init__",
+}
 STUDIES = {
     "bloom": "results/bloom/evaluation.csv",
     "dolly": "results/dolly/evaluation.csv",
