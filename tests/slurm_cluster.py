@@ -1,5 +1,6 @@
 """A real SLURM of one machine, with two character devices in place of GPUs, for tests."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
 SYSTEM_CONFIG = Path("/etc/slurm")  # a job step finds the cluster's configuration only here
+CONFIG_FILES = ("slurm.conf", "gres.conf")
+DAEMONS = ("slurmd", "slurmctld", "munged")
 
 CONFIG = """
 ClusterName=onebox
@@ -54,8 +57,9 @@ def why_not() -> str | None:
         return f"SLURM is not installed (no {', '.join(missing)}): apt-get install slurmctld slurmd slurm-client munge"
     if os.geteuid() != 0:
         return "SLURM's daemons and its devices need root"
-    if (SYSTEM_CONFIG / "slurm.conf").exists():
-        return f"this machine belongs to a SLURM cluster already ({SYSTEM_CONFIG}/slurm.conf)"
+    for name in CONFIG_FILES:
+        if os.path.lexists(SYSTEM_CONFIG / name) and not _left_behind(SYSTEM_CONFIG / name):
+            return f"this machine belongs to a SLURM cluster already ({SYSTEM_CONFIG / name})"
     return None
 
 
@@ -80,10 +84,14 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 600)
 def one_machine_cluster(folder: Path) -> Iterator[None]:
     """Start munge and SLURM with their files in `folder`; stop them, and their jobs, at the end."""
     _write_files(folder)
-    links = [SYSTEM_CONFIG / name for name in ("slurm.conf", "gres.conf")]
+    lock = (folder / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    links = [SYSTEM_CONFIG / name for name in CONFIG_FILES]
     SYSTEM_CONFIG.mkdir(exist_ok=True)
     try:
         for link in links:
+            if _left_behind(link):
+                _remove(link)
             link.symlink_to(folder / link.name)
         run, munge = folder / "run", folder / "munge"
         subprocess.run(
@@ -104,10 +112,35 @@ def one_machine_cluster(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["scancel", "--user=root"], check=False)
-        for name in ("slurmd", "slurmctld", "munged"):
+        for name in DAEMONS:
             _stop(folder / f"run/{name}.pid")
         for link in links:
             link.unlink(missing_ok=True)
+        lock.close()
+
+
+def _left_behind(config: Path) -> bool:
+    """Whether a file in SYSTEM_CONFIG is a link of a test run that was killed: the kernel has let go of its lock."""
+    if not config.is_symlink():
+        return False
+    if not config.exists():
+        return True  # its temporary folder has been cleared away
+    lock = config.readlink().parent / "lock"
+    if not lock.exists():
+        return False
+    with lock.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _remove(link: Path) -> None:
+    """Remove a link that was left behind, and stop what is left of its cluster."""
+    for name in DAEMONS:
+        _stop(link.readlink().parent / f"run/{name}.pid")
+    link.unlink()
 
 
 def _write_files(folder: Path) -> None:
@@ -139,13 +172,15 @@ def _free_ports(count: int) -> list[int]:
 def _stop(pid_file: Path) -> None:
     if pid_file.exists():
         pid = int(pid_file.read_text())
-        os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not _runs(pid), f"{pid_file.stem} has stopped", seconds=30)
+        if runs(pid, pid_file.stem):
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not runs(pid, pid_file.stem), f"{pid_file.stem} has stopped", seconds=30)
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process is there and not merely waiting to be reaped."""
+def runs(pid: int, name: str) -> bool:
+    """Whether a process of this name is there and not merely waiting to be reaped."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+    return f"({name})" in stat and stat.rpartition(")")[2].split()[0] != "Z"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from copies import ROOT, copy_workflow
-from slurm_cluster import one_machine_cluster, output_of, wait_until, why_not
+from slurm_cluster import DAEMONS, SYSTEM_CONFIG, one_machine_cluster, output_of, runs, wait_until, why_not
 
 FACTORS = "results/tiny/factors/pretraining/eigenbasis.h5"
 
@@ -41,9 +41,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory):
+def killed(tmp_path_factory) -> dict[str, int]:
+    """Daemons of a cluster whose test run was killed; then a cluster that takes its place."""
+    folder = tmp_path_factory.mktemp("killed")
+    code = "import os, sys; from pathlib import Path; from slurm_cluster import one_machine_cluster\n"
+    code += "with one_machine_cluster(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT / "tests", check=False)
+    daemons = {name: int((folder / f"run/{name}.pid").read_text()) for name in DAEMONS}
+    assert (SYSTEM_CONFIG / "slurm.conf").resolve() == folder / "slurm.conf"
+    assert why_not() is None
     with one_machine_cluster(tmp_path_factory.mktemp("slurm")):
-        yield
+        yield daemons
 
 
 def submit(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -68,6 +76,11 @@ def queue(states: str) -> list[str]:
 def probes(tmp_path) -> Path:
     (tmp_path / "Snakefile").write_text(PROBES)
     return tmp_path
+
+
+def test_the_cluster_of_a_killed_test_run_makes_way_and_a_running_one_does_not(killed):
+    assert not any(runs(pid, name) for name, pid in killed.items())
+    assert "belongs to a SLURM cluster" in why_not()
 
 
 def test_a_rule_with_two_gpus_waits_for_both_and_gets_both(probes):
