@@ -47,7 +47,7 @@ class Variant:
 
     blocks: str = "layers"
     own: float = 1e-3  # ρ of pretraining
-    later: float = 1.0  # ρ of fine-tuning
+    later: float = 1e-3  # ρ of fine-tuning
     alpha: float = 1e-5
     labels: int = 1  # drawn for each factor
 
@@ -346,7 +346,7 @@ def blocks(lab: Lab) -> Rows:
 @section
 def dampings(lab: Lab) -> Rows:
     """Other dampings, RelatIF; one chain and four of the bank."""
-    for variant in (Variant(own=own, later=later) for own in (1e-4, 1e-3, 1e-2, 1e-1) for later in (0.1, 1.0, 10.0)):
+    for variant in (Variant(own=own, later=later) for own in (1e-4, 1e-3, 1e-2, 1e-1) for later in (1e-3, 0.1, 10.0)):
         what = f"ρ_pt {variant.own:g}, ρ_ft {variant.later:g}"
         yield f"{what}, one chain", lab.chain(0).relatif(variant)
         yield f"{what}, 4 chains", np.mean([lab.member(k).relatif(variant) for k in range(4)], axis=0)
