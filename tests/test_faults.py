@@ -18,7 +18,7 @@ from forebear.checkpoints import check_context
 from forebear.config import read_config
 from forebear.datasets import collate, encode
 from forebear.errors import ForebearError
-from forebear.factor_files import read_eigenvalues, write_eigenvalues
+from forebear.factor_files import create_factors, read_eigenvalues
 from forebear.resumable import ResumableMatrix
 from forebear.score_files import write_scores
 from forebear.scoring import Request, pairwise_scores
@@ -32,7 +32,8 @@ from forebear.writing import atomic_files, atomic_path
 @pytest.fixture
 def eigenvalues(tmp_path) -> Path:
     path = tmp_path / "eigenvalues.h5"
-    write_eigenvalues(path, {"a": torch.ones(20, 20)}, {"model_digest": "m", "data_digest": "d", "seed": 0})
+    with create_factors(path, "eigenvalues", {"model_digest": "m", "data_digest": "d", "seed": 0}) as file:
+        file.write({"a": torch.ones(20, 20)})
     return path
 
 
@@ -95,10 +96,11 @@ import resource, sys
 from forebear.jobs import start
 start(sys.argv[2], 1)
 import torch
-from forebear.factor_files import write_eigenvalues
+from forebear.factor_files import create_factors
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-write_eigenvalues(sys.argv[1], {f"block{k}": torch.ones(int(sys.argv[4])) for k in range(int(sys.argv[5]))}, {})
+with create_factors(sys.argv[1], "eigenvalues", {}) as file:
+    file.write({f"block{k}": torch.ones(int(sys.argv[4])) for k in range(int(sys.argv[5]))})
 """
 
 
@@ -130,11 +132,13 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_leaves_the_finished_file(small_disk):
     path = small_disk / "e.h5"
-    write_eigenvalues(path, {"a": torch.ones(10)}, {})
-    with pytest.raises(
-        ForebearError, match=r"e\.h5: could not be written \(No space left on device\); free some space"
+    with create_factors(path, "eigenvalues", {}) as file:
+        file.write({"a": torch.ones(10)})
+    with (
+        pytest.raises(ForebearError, match=r"e\.h5: could not be written \(No space left on device\); free some space"),
+        create_factors(path, "eigenvalues", {}) as file,
     ):
-        write_eigenvalues(path, {"a": torch.ones(1_000_000)}, {})
+        file.write({"a": torch.ones(1_000_000)})
     assert torch.equal(read_eigenvalues(path)["a"], torch.ones(10))
     assert list(small_disk.iterdir()) == [path]
 
@@ -229,8 +233,11 @@ def test_a_continued_scoring_pass_names_documents_by_their_place_among_all(broke
 
 
 def test_factors_that_are_not_finite_are_not_written(tmp_path):
-    with pytest.raises(ForebearError, match="layers/0/mlp: its eigenvalues has values that are not finite"):
-        write_eigenvalues(tmp_path / "e.h5", {"layers/0/mlp": torch.tensor([[1.0, torch.inf]])}, {})
+    with (
+        pytest.raises(ForebearError, match="layers/0/mlp: its eigenvalues has values that are not finite"),
+        create_factors(tmp_path / "e.h5", "eigenvalues", {}) as file,
+    ):
+        file.write({"layers/0/mlp": torch.tensor([[1.0, torch.inf]])})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from forebear.blocks import tracked_blocks
 from forebear.chain import Curvature, inverse_functions
 from forebear.datasets import batch_indices, number_of_positions, shard_documents
 from forebear.errors import ForebearError
-from forebear.factor_files import read_covariances, read_eigenvalues, write_covariances, write_eigenvalues
+from forebear.factor_files import create_factors, read_covariances, read_eigenvalues
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.gathering import gather_factor, gather_rows, weighted_mean
 from forebear.kronecker import Damping, compute_eigenbasis, precondition
@@ -137,13 +137,15 @@ class Job:
     def covariances(self):
         for path, shard, part, attributes in self.each("covariances"):
             fitted = fit_covariances(self.model, self.blocks, self.documents, 0, BATCH_TOKENS, documents=part)
-            write_covariances(path, fitted, attributes, shard)
+            with create_factors(path, "covariances", attributes, shard) as file:
+                file.write(fitted)
         return read_covariances(self.gather("covariances"), ATTRIBUTES)
 
     def eigenvalues(self, basis):
         for path, shard, part, attributes in self.each("eigenvalues"):
             fitted = fit_eigenvalues(self.model, self.blocks, self.documents, basis, 0, BATCH_TOKENS, documents=part)
-            write_eigenvalues(path, fitted, attributes, shard)
+            with create_factors(path, "eigenvalues", attributes, shard) as file:
+                file.write(fitted)
         return read_eigenvalues(self.gather("eigenvalues"), ATTRIBUTES)
 
     def scores(self, curvature):
@@ -246,7 +248,8 @@ def test_shards_of_different_jobs_are_refused(three):
         del attributes["content"]
     part = parts(three.documents, 3)[2]
     fitted = fit_covariances(three.model, three.blocks, three.documents, 0, BATCH_TOKENS, documents=part)
-    write_covariances(three.path("covariances", 3), fitted, attributes, (3, 3))
+    with create_factors(three.path("covariances", 3), "covariances", attributes, (3, 3)) as file:
+        file.write(fitted)
     with pytest.raises(ForebearError, match=r"3-of-3\.h5: was made with another params digest than .*1-of-3\.h5"):
         three.gather("covariances")
 
@@ -255,7 +258,8 @@ def test_shards_of_fewer_blocks_are_refused(three):
     part, blocks = parts(three.documents, 3)[2], three.blocks[1:]
     _, shard, _, attributes = list(three.each("covariances"))[2]
     fitted = fit_covariances(three.model, blocks, three.documents, 0, BATCH_TOKENS, documents=part)
-    write_covariances(three.path("covariances", 3), fitted, attributes, shard)
+    with create_factors(three.path("covariances", 3), "covariances", attributes, shard) as file:
+        file.write(fitted)
     with pytest.raises(ForebearError, match=r"3-of-3\.h5: has other blocks than .*1-of-3\.h5; delete both"):
         three.gather("covariances")
 

@@ -7,7 +7,7 @@ import torch
 
 from forebear.blocks import Block
 from forebear.errors import ForebearError
-from forebear.factor_files import read_covariances, stored_eigenbasis, write_covariances, write_eigenbasis
+from forebear.factor_files import create_factors, read_covariances, stored_eigenbasis
 from forebear.kronecker import Covariances, compute_eigenbasis
 from forebear.query_files import create_query_columns, read_query_columns
 from forebear.resumable import ResumableMatrix
@@ -20,7 +20,8 @@ def covariances():
 
 
 def test_tensors_come_back_by_block(tmp_path, covariances):
-    write_covariances(tmp_path / "c.h5", covariances, {"model_digest": "a"})
+    with create_factors(tmp_path / "c.h5", "covariances", {"model_digest": "a"}) as file:
+        file.write(covariances)
     again = read_covariances(tmp_path / "c.h5", {"model_digest": "a"})
     assert torch.equal(again.activation["layers/0/mlp"], torch.eye(3))
     assert torch.equal(again.gradient["layers/0/mlp"], torch.ones(2, 2))
@@ -53,7 +54,8 @@ def test_query_columns_are_written_and_read_in_parts(tmp_path):
 
 def test_stored_factors_are_read_when_they_are_asked_for(tmp_path, covariances):
     basis = compute_eigenbasis(covariances)
-    write_eigenbasis(tmp_path / "e.h5", basis, {"model_digest": "a"})
+    with create_factors(tmp_path / "e.h5", "eigenbasis", {"model_digest": "a"}) as file:
+        file.write(basis)
     stored = stored_eigenbasis(tmp_path / "e.h5", {"model_digest": "a"})
     assert list(stored.activation) == ["layers/0/mlp"]
     assert torch.equal(stored.gradient["layers/0/mlp"], basis.gradient["layers/0/mlp"])
@@ -62,21 +64,24 @@ def test_stored_factors_are_read_when_they_are_asked_for(tmp_path, covariances):
 
 
 def test_factors_of_another_model_are_refused(tmp_path, covariances):
-    write_covariances(tmp_path / "c.h5", covariances, {"model_digest": "a"})
+    with create_factors(tmp_path / "c.h5", "covariances", {"model_digest": "a"}) as file:
+        file.write(covariances)
     with pytest.raises(ForebearError, match=r"c\.h5: was made with another model digest .* delete it"):
         read_covariances(tmp_path / "c.h5", {"model_digest": "b"})
 
 
 def test_a_file_cut_in_half_is_refused(tmp_path, covariances):
     path = tmp_path / "c.h5"
-    write_covariances(path, covariances, {})
+    with create_factors(path, "covariances", {}) as file:
+        file.write(covariances)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ForebearError, match="damaged"):
         read_covariances(path)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path, covariances):
-    write_covariances(tmp_path / "c.h5", covariances, {})
+    with create_factors(tmp_path / "c.h5", "covariances", {}) as file:
+        file.write(covariances)
     with (
         pytest.raises(ForebearError, match="holds covariances, not eigenbasis"),
         open_checked(tmp_path / "c.h5", "eigenbasis"),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from copies import copy_workflow, snakemake
-from forebear.factor_files import read_eigenvalues, write_eigenvalues
+from forebear.factor_files import create_factors, read_eigenvalues
 from forebear.store import read_attributes
 
 FIGURE = "results/figures/spearman.png"
@@ -219,7 +219,8 @@ def test_factors_of_another_model_are_refused(workspace):
 def test_factors_of_another_seed_are_refused(workspace):
     target = workspace / "results/tiny/factors/pretraining/eigenvalues.h5"
     other = {**read_attributes(target), "seed": 1}
-    write_eigenvalues(workspace / "other.h5", read_eigenvalues(target), other)
+    with create_factors(workspace / "other.h5", "eigenvalues", other) as file:
+        file.write(read_eigenvalues(target))
     exchange(target, (workspace / "other.h5").read_bytes())
     refused(workspace, "was made with another seed (1 instead of 0)", COLUMNS, "--force")
     assert not (workspace / COLUMNS).exists()

@@ -50,17 +50,9 @@ def create_factors(path: str | Path, kind: str, attributes: Attributes, shard: S
         yield FactorWriter(file)
 
 
-def write_covariances(path: str | Path, covariances: Covariances, attributes: Attributes, shard: Shard = WHOLE) -> None:
-    with create_factors(path, "covariances", attributes, shard) as file:
-        file.write(covariances)
-
-
 def read_covariances(path: str | Path, expected: Attributes | None = None) -> Covariances:
     with open_checked(path, "covariances", expected) as file:
         return Covariances(read_tensors(file, "activation"), read_tensors(file, "gradient"))
-
-
-_EIGENBASIS = ("activation", "gradient", "activation_values", "gradient_values")
 
 
 def stored_covariances(path: str | Path, expected: Attributes | None = None) -> Covariances:
@@ -69,9 +61,7 @@ def stored_covariances(path: str | Path, expected: Attributes | None = None) -> 
     return Covariances(StoredTensors(file, "activation"), StoredTensors(file, "gradient"))
 
 
-def write_eigenbasis(path: str | Path, basis: Eigenbasis, attributes: Attributes) -> None:
-    with create_factors(path, "eigenbasis", attributes) as file:
-        file.write(basis)
+_EIGENBASIS = ("activation", "gradient", "activation_values", "gradient_values")
 
 
 def read_eigenbasis(path: str | Path, expected: Attributes | None = None) -> Eigenbasis:
@@ -83,13 +73,6 @@ def stored_eigenbasis(path: str | Path, expected: Attributes | None = None) -> E
     """The same, which reads each matrix when it is asked for."""
     file = open_to_stay(path, "eigenbasis", expected)
     return Eigenbasis(*(StoredTensors(file, field) for field in _EIGENBASIS))
-
-
-def write_eigenvalues(
-    path: str | Path, eigenvalues: Mapping[str, Tensor], attributes: Attributes, shard: Shard = WHOLE
-) -> None:
-    with create_factors(path, "eigenvalues", attributes, shard) as file:
-        file.write(eigenvalues)
 
 
 def read_eigenvalues(path: str | Path, expected: Attributes | None = None) -> dict[str, Tensor]:
