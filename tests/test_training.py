@@ -1,5 +1,7 @@
 """Training really trains, subsets keep the order of the whole, and bad losses name documents."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,26 @@ def test_training_lowers_the_loss_and_leaves_the_initial_model_alone(examples, t
     assert default_pull(vars(record)) > 0
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert evaluate_losses(trained, examples).mean().item() == pytest.approx(record.loss)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
+def test_a_few_steps_are_a_schedule_too(examples, tokenizer, steps: int, warmup: float):
+    schedule = replace(SCHEDULE, epochs=steps, batch_size=len(examples), warmup=warmup)
+    _, record = train(build_model(MODEL, tokenizer, seed=0), examples, schedule, (0, 0))
+    assert record.steps == steps
+    assert record.loss < record.loss_untrained
+    assert SCHEDULE.learning_rate / 10 < record.mean_learning_rate <= SCHEDULE.learning_rate
+
+
+def test_a_warmup_of_one_step_is_where_longer_ones_lead(examples, tokenizer):
+    rates = [
+        train(build_model(MODEL, tokenizer, seed=0), examples[:8], replace(SCHEDULE, epochs=10, warmup=warmup), (0, 0))[
+            1
+        ].mean_learning_rate
+        for warmup in (0.1 - 1e-5, 0.1)
+    ]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-3)
 
 
 def test_training_is_bit_identical(examples, tokenizer):

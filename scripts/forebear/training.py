@@ -153,9 +153,7 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=len(steps), pct_start=schedule.warmup, cycle_momentum=False
-    )
+    scheduler = _one_cycle(optimizer, schedule, len(steps))
     rates: list[float] = []
     for step in progress(steps, description, "step"):
         optimizer.zero_grad()
@@ -168,10 +166,25 @@ def train(
                 check_losses(sequence_losses(logits.detach().float(), part.labels), part.indices, description)
         rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
-        scheduler.step()
+        if len(rates) < len(steps):  # after the last step a schedule that only rises has no next rate
+            scheduler.step()
     model.eval()
     loss = evaluate_losses(model, examples, chosen, description=description).mean().item()
     return model, TrainingRecord(len(steps), float(np.mean(rates)), _adam_scale(optimizer), loss, loss_untrained)
+
+
+def _one_cycle(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """torch's OneCycleLR, but one step has the peak, and a warm-up of one step does not divide by zero."""
+    if steps == 1:
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    warmup = schedule.warmup
+    if warmup * steps == 1:  # it rises in no time, so the first step is at the peak
+        warmup *= 1 - 1e-9
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, schedule.learning_rate, total_steps=steps, pct_start=warmup, cycle_momentum=False
+    )
 
 
 def _adam_scale(optimizer: torch.optim.AdamW) -> float:
