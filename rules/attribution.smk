@@ -409,9 +409,9 @@ rule compute_baseline_scores:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=memory(2000),
+        mem_mb=baseline_memory,
         runtime=growing(60),
-        gpu=from_study("gpus"),
+        gpu=baseline_gpus,
     params:
         study="{study}",
         stage="{stage}",
@@ -420,7 +420,7 @@ rule compute_baseline_scores:
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         seed=from_study("seed"),
-        gpus=from_study("gpus"),
+        gpus=baseline_gpus,
         precision=from_study("precision"),
         engine=engine("compute_baseline_scores"),
     message:

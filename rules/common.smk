@@ -113,6 +113,17 @@ def memory(base, study=None):
     )(wildcards, attempt)
 
 
+def baseline_gpus(wildcards):
+    """A baseline that runs no model needs none."""
+    return study_of(wildcards).gpus if ESTIMATORS[wildcards.estimator].runs_model else 0
+
+
+def baseline_memory(wildcards, attempt):
+    """Memory (MB) of a baseline, as the study multiplies it only where a model runs."""
+    kind = memory if ESTIMATORS[wildcards.estimator].runs_model else growing
+    return kind(2000)(wildcards, attempt)
+
+
 @cache
 def expected_plan(study, job, memory_mb, stage, records, estimators):
     """How a job is expected to fit into memory, or None.

@@ -77,4 +77,8 @@ def test_a_dry_run_needs_no_network_and_no_data_and_lists_what_jobs_take(study, 
     assert all(re.search(r"\[\d threads, \d+ MB[],]", line) for line in jobs)
     on_models = [line for line in jobs if "GPUs" in line]
     assert len(on_models) >= 13
+    without = [line for line in on_models if "the baseline bm25" in line or "the baseline random" in line]
+    assert without
+    assert all(", 2000 MB, 0 GPUs]" in line for line in without)
+    on_models = [line for line in on_models if line not in without]
     assert all(re.search(rf", {gpus} GPUs[];]", line) for line in on_models)

@@ -58,6 +58,7 @@ class Estimator:
     cosine: bool = False
     base: str | None = None  # the estimator whose scores are divided by self-influence
     retrained: bool = False  # reads the models of the bank of retrainings
+    runs_model: bool = True  # not where words alone, or chance, rank the documents
 
     @property
     def uses_gradients(self) -> bool:
@@ -134,8 +135,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "embedding": Estimator("embedding", "cosine of mean last hidden states of the last model"),
     "cka": Estimator("CKA", "linear CKA of last hidden states of the last model"),
     "minilm": Estimator("MiniLM", "cosine of sentence embeddings by all-MiniLM-L6-v2"),
-    "bm25": Estimator("BM25", "word overlap of document and query"),
-    "random": Estimator("random", "scores drawn at random"),
+    "bm25": Estimator("BM25", "word overlap of document and query", runs_model=False),
+    "random": Estimator("random", "scores drawn at random", runs_model=False),
 }
 
 
