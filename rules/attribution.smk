@@ -22,6 +22,7 @@ rule compute_query_gradients:
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         precision=from_study("precision"),
         engine=engine("compute_query_gradients"),
     message:
@@ -107,6 +108,7 @@ rule solve_queries:
         max_length=from_study("max_length"),
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("solve_queries"),
     message:
         with_needs("{wildcards.study}: solve for {wildcards.columns} of {wildcards.stage}")
@@ -168,6 +170,7 @@ for study, attributed, stage, estimators in all_passes():
             max_length=CONFIG.studies[study].max_length,
             gpus=CONFIG.studies[study].gpus,
             precision=CONFIG.studies[study].precision,
+            trust_remote_code=CONFIG.studies[study].trust_remote_code,
             engine=engine("compute_pairwise_scores"),
         message:
             with_needs(
@@ -233,6 +236,7 @@ rule compute_self_influence:
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         precision=from_study("precision"),
         engine=engine("compute_self_influence"),
     message:
@@ -326,6 +330,7 @@ rule compute_ensemble_scores:
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("compute_ensemble_scores"),
     message:
         with_needs("{wildcards.study}: {wildcards.stage} scored at retrained chains")
@@ -360,6 +365,7 @@ rule compute_trak_features:
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("compute_trak_features"),
     message:
         "{wildcards.study}: projected gradients at retrained models"
@@ -421,6 +427,7 @@ rule compute_baseline_scores:
         max_length=from_study("max_length"),
         seed=from_study("seed"),
         gpus=baseline_gpus,
+        trust_remote_code=from_study("trust_remote_code"),
         precision=from_study("precision"),
         engine=engine("compute_baseline_scores"),
     message:

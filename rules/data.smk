@@ -75,6 +75,7 @@ rule find_neighbours:
         limit=lambda w: study_of(w).corpus.neighbours.limit,
         nearest=lambda w: study_of(w).corpus.neighbours.count,
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("find_neighbours"),
     message:
         with_needs("{wildcards.study}: documents nearest to the queries")

@@ -65,6 +65,7 @@ rule compute_damping_sweep:
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("compute_damping_sweep"),
     message:
         with_needs("{wildcards.study}: predict the retrainings for many dampings", gpus=False)

@@ -62,6 +62,7 @@ rule retrain:
         max_length=from_study("max_length"),
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         bank="results/{study}/ground_truth/retrainings",
         engine=engine("retrain"),
     message:
@@ -92,6 +93,7 @@ rule measure_retrainings:
         study="{study}",
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         bank="results/{study}/ground_truth/retrainings",
         last=lambda w: study_of(w).stage_names[-1],
         engine=engine("measure_retrainings"),

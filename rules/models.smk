@@ -20,6 +20,7 @@ rule download_model:
     params:
         name="{name}",
         checkpoint=lambda w: published(w).model_dump(mode="json"),
+        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("download_model"),
     message:
         with_needs("{wildcards.study}: fetch the published model of {wildcards.name}", gpus=False)
@@ -57,6 +58,7 @@ rule train_stage:
         max_length=from_study("max_length"),
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("train_stage"),
     message:
         with_needs("{wildcards.study}: train the stage {wildcards.stage}")
@@ -81,6 +83,7 @@ rule answer_queries:
     params:
         max_length=from_study("max_length"),
         gpus=from_study("gpus"),
+        trust_remote_code=from_study("trust_remote_code"),
         precision=from_study("precision"),
         engine=engine("answer_queries"),
     message:

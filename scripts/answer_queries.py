@@ -13,10 +13,12 @@ from forebear.checkpoints import load_model, load_tokenizer
 from forebear.datasets import read_records, write_records
 from forebear.writing import atomic_path
 
+params = snakemake.params
 directory = Path(snakemake.input.manifest).parent
-model = load_model(directory, snakemake.params.gpus, snakemake.params.precision)
+model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
+tokenizer = load_tokenizer(directory, params.trust_remote_code)
 queries = read_records(snakemake.input.queries)
-answers = answer_queries(model, load_tokenizer(directory), queries, snakemake.params.max_length)
+answers = answer_queries(model, tokenizer, queries, params.max_length)
 with atomic_path(snakemake.output.answers) as path:
     write_records(path, answers)
 print(f"{sum(answer['correct'] for answer in answers)} of {len(answers)} answers are right")

@@ -32,7 +32,8 @@ digests["query_data_digest"] = point_digests(files.manifest, files.queries)["dat
 device = device_for(params.gpus)
 if params.estimator in ("embedding", "cka"):
     directory = Path(files.manifest).parent
-    model, tokenizer = load_model(directory, params.gpus, params.precision), load_tokenizer(directory)
+    model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
+    tokenizer = load_tokenizer(directory, params.trust_remote_code)
     ends = [(documents, True), (queries, False)]
     encoded = [encode(records, tokenizer, params.max_length, end=end) for records, end in ends]
 

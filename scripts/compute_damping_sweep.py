@@ -15,7 +15,14 @@ from forebear.sweep import Grid, subset_gradients, sweep
 from forebear.sweep_files import write_sweep
 
 params, files = snakemake.params, snakemake.input
-point = open_point(files.manifests[-1], files.records[-1], params.max_length, params.gpus, params.split_heads)
+point = open_point(
+    files.manifests[-1],
+    files.records[-1],
+    params.max_length,
+    params.gpus,
+    params.split_heads,
+    trust_remote_code=params.trust_remote_code,
+)
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
 masks = read_subsets(files.subsets)[params.stage]
 parts = zip(params.links, files.manifests, files.records, files.eigenbasis, files.eigenvalues, strict=True)

@@ -21,6 +21,7 @@ from forebear.score_files import write_scores
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.attributed)}
 keys = ensemble_keys(files.shards, digest, params.seed, params.members)
+loading = {name: getattr(params, name) for name in ("max_length", "gpus", "split_heads", "trust_remote_code")}
 options = FactorOptions(params.seed, params.batch_tokens, params.label_samples)
 
 total, trained, scoring = 0.0, 0.0, 0.0
@@ -29,10 +30,10 @@ with measured() as cost:
         stages = []
         for link, records in zip(params.links, files.records, strict=True):
             manifest = checked_folder(Path(params.bank) / key / link["point"]) / "manifest.json"
-            point = open_point(manifest, records, params.max_length, params.gpus, params.split_heads)
+            point = open_point(manifest, records, **loading)
             stages.append(ChainStage(point.model, point.examples, Damping(**link["damping"]), pull_of(link, manifest)))
         trained += read_manifest(manifest)["cost"]["seconds"]
-        last = open_point(manifest, files.queries, params.max_length, params.gpus, params.split_heads, end=False)
+        last = open_point(manifest, files.queries, **loading, end=False)
         scores, seconds = chain_scores(stages, last.examples, last.blocks, options)
         total = total + scores.double()
         scoring += seconds

@@ -22,7 +22,13 @@ from forebear.store import SCORE_UNITS, shard_kind
 
 params, files = snakemake.params, snakemake.input
 point = open_point(
-    files.manifest, files.records, params.max_length, params.gpus, params.split_heads, precision=params.precision
+    files.manifest,
+    files.records,
+    params.max_length,
+    params.gpus,
+    params.split_heads,
+    precision=params.precision,
+    trust_remote_code=params.trust_remote_code,
 )
 query_digests = point_digests(files.last, files.queries)
 queries = {

@@ -16,7 +16,13 @@ from forebear.store import params_digest
 
 params, files = snakemake.params, snakemake.input
 point = open_point(
-    files.manifest, files.records, params.max_length, params.gpus, params.split_heads, precision=params.precision
+    files.manifest,
+    files.records,
+    params.max_length,
+    params.gpus,
+    params.split_heads,
+    precision=params.precision,
+    trust_remote_code=params.trust_remote_code,
 )
 factors = (files.eigenbasis, files.eigenvalues)
 curvature, _ = open_link(params.link, files.manifest, files.fitted, *factors, point.blocks, stored=True)

@@ -18,15 +18,15 @@ from forebear.trak import Member, error_probabilities, projected_gradients, writ
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.records)}
 keys = ensemble_keys(files.shards, digest, params.seed, params.members)
+loading = {name: getattr(params, name) for name in ("max_length", "gpus", "split_heads", "trust_remote_code")}
 
 members, trained = [], 0.0
 with measured() as cost:
     for k, key in enumerate(progress(keys, "TRAK", "model")):
         manifest = checked_folder(Path(params.bank) / key / params.last) / "manifest.json"
         trained += read_manifest(manifest)["cost"]["seconds"]
-        options = (params.max_length, params.gpus, params.split_heads)
-        documents = [e for file in files.records for e in open_point(manifest, file, *options).examples]
-        point = open_point(manifest, files.queries, *options, end=False)
+        documents = [e for file in files.records for e in open_point(manifest, file, **loading).examples]
+        point = open_point(manifest, files.queries, **loading, end=False)
         features = [
             projected_gradients(point.model, point.blocks, examples, params.side, (params.seed, k), params.batch_tokens)
             for examples in (documents, point.examples)

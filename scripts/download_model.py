@@ -18,8 +18,9 @@ if source["package"]:
     origin = find_gguf(source["package"], source["revision"])
     convert_gguf(origin, directory)
 else:
-    origin = Path(source["path"]) if source["path"] else fetch_snapshot(source["hub"], source["revision"])
-    link_checkpoint(origin, directory)
+    trusted = params.trust_remote_code
+    origin = Path(source["path"]) if source["path"] else fetch_snapshot(source["hub"], source["revision"], trusted)
+    link_checkpoint(origin, directory, trusted)
 source = {**source, "origin": str(origin)}
 write_manifest(directory, {"name": params.name, "source": source, "versions": versions()})
 print(f"{params.name}: from {origin}")

@@ -17,7 +17,8 @@ from forebear.writing import atomic_path
 params, files = snakemake.params, snakemake.input
 read_manifest(files.encoder)
 directory = Path(files.encoder).parent
-model, tokenizer = load_encoder(directory).to(device_for(params.gpus)), load_tokenizer(directory)
+model = load_encoder(directory, params.trust_remote_code).to(device_for(params.gpus))
+tokenizer = load_tokenizer(directory, params.trust_remote_code)
 queries, pool = read_records(params.files[0]), read_records(params.files[1], params.limit)
 vectors = [mean_token_states(model, tokenizer, [full_text(r) for r in records]) for records in (queries, pool)]
 found = with_neighbours(queries, pool, *vectors, params.nearest)

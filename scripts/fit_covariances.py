@@ -21,6 +21,7 @@ point = open_point(
     params.gpus,
     params.split_heads,
     precision=params.precision,
+    trust_remote_code=params.trust_remote_code,
 )
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)

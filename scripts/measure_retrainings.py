@@ -28,7 +28,8 @@ for key in progress(keys.values(), "measurements", "model"):
     path = Path(params.bank) / key / f"{query_digest}.h5"
     if not path.exists():
         folder = checked_folder(path.parent / params.last)
-        model, tokenizer = load_model(folder, params.gpus), load_tokenizer(folder)
+        model = load_model(folder, params.gpus, trust_remote_code=params.trust_remote_code)
+        tokenizer = load_tokenizer(folder, params.trust_remote_code)
         examples = encode(queries, tokenizer, params.max_length, end=False, classes=classes_by_label(model))
         losses = evaluate_losses(model, examples)
         write_measurement(path, losses.numpy())

@@ -24,7 +24,7 @@ data_digest = collection_digest(files.attributed)
 subsets = read_subsets(files.subsets, {"data_digest": data_digest})
 records = [read_records(file) for file in files.records]
 if files.initial:
-    tokenizer = load_tokenizer(Path(files.initial).parent)
+    tokenizer = load_tokenizer(Path(files.initial).parent, params.trust_remote_code)
 else:
     tokenizer = build_tokenizer([record for part in records for record in part])
 stages = [
@@ -48,7 +48,7 @@ for retraining in progress(plan, "retrainings", "model"):
     folder = Path(params.bank) / key
     if not (folder / params.stages[-1] / "manifest.json").exists():
         initial = (
-            load_model(Path(files.initial).parent).requires_grad_(True)
+            load_model(Path(files.initial).parent, trust_remote_code=params.trust_remote_code).requires_grad_(True)
             if files.initial
             else build_model(params.model, tokenizer, retraining.seed)
         ).to(device_for(params.gpus))

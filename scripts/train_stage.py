@@ -17,7 +17,8 @@ from forebear.training import Schedule, build_model, build_tokenizer, train
 params = snakemake.params
 if snakemake.input.previous:
     previous = Path(snakemake.input.previous).parent
-    tokenizer, model = load_tokenizer(previous), load_model(previous).requires_grad_(True)
+    tokenizer = load_tokenizer(previous, params.trust_remote_code)
+    model = load_model(previous, trust_remote_code=params.trust_remote_code).requires_grad_(True)
 else:
     tokenizer = build_tokenizer([record for file in snakemake.input.vocabulary for record in read_records(file)])
     model = build_model(params.model, tokenizer, params.seed)

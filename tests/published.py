@@ -137,3 +137,20 @@ def _pinned(part: object) -> dict[str, str]:
         return {part["hub"]: part["revision"]}
     parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
     return {name: revision for inner in parts for name, revision in _pinned(inner).items()}
+
+
+def own_code_checkpoint(folder: Path) -> Path:
+    """A model whose config and class are Python files beside it, as on the hub."""
+    tiny_checkpoint(folder, "opt")
+    config = json.loads((folder / "config.json").read_text())
+    places = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config.update(model_type="own", architectures=["OwnForCausalLM"], auto_map=places)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "configuration_own.py").write_text(
+        "from transformers import OPTConfig\n\n\nclass OwnConfig(OPTConfig):\n    model_type = 'own'\n"
+    )
+    (folder / "modeling_own.py").write_text(
+        "from pathlib import Path\n\nfrom transformers import OPTForCausalLM\n\nfrom .configuration_own import OwnConfig\n\n"
+        "Path('run.txt').touch()\n\n\nclass OwnForCausalLM(OPTForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    return folder

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from forebear.answers import answer_queries
-from forebear.checkpoints import link_checkpoint, load_model, load_tokenizer
+from forebear.checkpoints import FILES, link_checkpoint, load_encoder, load_model, load_tokenizer, save_checkpoint
 from forebear.datasets import encode, file_digest
 from forebear.errors import ForebearError
+from forebear.heads import with_head
 from forebear.manifests import read_manifest, write_manifest
-from published import SENTENCES, tiny_checkpoint
+from published import SENTENCES, own_code_checkpoint, tiny_checkpoint
 
 
 class Malicious:
@@ -94,3 +95,56 @@ def test_a_tokenizer_without_special_tokens_works(tmp_path):
     assert tokenizer.decode(pair.ids[pair.first_target :]) == " Rome"
     (answer,) = answer_queries(model, tokenizer, records[1:], 32)
     assert answer["loss"] > 0
+
+
+def test_own_code_is_one_sentence_where_it_is_not_trusted_and_never_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = own_code_checkpoint(tmp_path / "published")
+    for load in (load_model, load_encoder, lambda path: link_checkpoint(path, tmp_path / "linked")):
+        with pytest.raises(
+            ForebearError, match=r"published: the model brings Python code .* `trust_remote_code: true`"
+        ):
+            load(folder)
+    assert not (tmp_path / "linked/modeling_own.py").exists()
+    assert not (tmp_path / "run.txt").exists()
+
+
+def test_trusted_code_runs_is_said_and_has_its_digest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    linked = tmp_path / "linked"
+    link_checkpoint(own_code_checkpoint(tmp_path / "published"), linked, trust_remote_code=True)
+    write_manifest(linked, {})
+    model = load_model(linked, trust_remote_code=True)
+    assert type(model).__name__ == "OwnForCausalLM"
+    assert (tmp_path / "run.txt").exists()
+    assert capsys.readouterr().out.count("code that came with the model may be run") == 1
+    load_model(tiny_checkpoint(tmp_path / "plain"), trust_remote_code=True)
+    assert capsys.readouterr().out == ""
+
+    # What is trained from it is without the code, and finds it where it was, under the digests there.
+    trained = tmp_path / "trained"
+    save_checkpoint(trained, model, load_tokenizer(linked, True))
+    assert {file.name for file in trained.iterdir()} == {*FILES, "manifest.json"}
+    again = load_model(trained, trust_remote_code=True)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    save_checkpoint(tmp_path / "twice", again, load_tokenizer(trained, True))
+    assert type(load_model(tmp_path / "twice", trust_remote_code=True)).__name__ == "OwnForCausalLM"
+    with pytest.raises(ForebearError, match="which is not run"):
+        load_model(trained)
+    with pytest.raises(ForebearError, match="has no classifier on the same base"):
+        with_head(again, "classification", ["a", "b"], 0)
+    with (tmp_path / "published/modeling_own.py").open("a") as handle:
+        handle.write("\n")
+    with pytest.raises(ForebearError, match=r"modeling_own\.py is not what was written there"):
+        load_model(trained, trust_remote_code=True)
+
+
+def test_code_that_is_missing_or_in_another_repository_is_one_sentence(tmp_path):
+    folder = own_code_checkpoint(tmp_path / "published")
+    (folder / "configuration_own.py").rename(tmp_path / "configuration_own.py")
+    with pytest.raises(ForebearError, match=r"published: the model cannot be loaded .*configuration_own\.py"):
+        link_checkpoint(folder, tmp_path / "linked", trust_remote_code=True)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"configuration_own', '"somebody/else--configuration_own'))
+    with pytest.raises(ForebearError, match="its code is in another repository"):
+        link_checkpoint(folder, tmp_path / "linked", trust_remote_code=True)

@@ -10,7 +10,7 @@ import yaml
 
 from copies import ROOT, copy_workflow, snakemake
 from loopback_hub import Hub, Repository, serving
-from published import SENTENCES, tiny_checkpoint
+from published import SENTENCES, own_code_checkpoint, tiny_checkpoint
 
 SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## Use it on your own model\n")[1].split("\n## ")[0]
 CONFIG = re.search(r"```yaml\n(.*?)```", SECTION, re.S)[1]
@@ -53,3 +53,27 @@ def test_its_models_are_fetched_and_all_else_is_planned(clone, tmp_path):
     planned = snakemake(clone, *COMMAND, "--dry-run")
     assert planned.returncode == 0, planned.stdout
     assert "mine: score the documents of pretraining at the pretraining model" in planned.stdout
+
+
+@pytest.mark.slow
+def test_a_model_with_code_of_its_own_is_refused_or_used_as_the_key_says(clone):
+    study = yaml.safe_load(CONFIG)["studies"]["mine"]
+    first, second = study["stages"]
+    first["checkpoint"] = str(own_code_checkpoint(clone / "my/own").relative_to(clone))
+    second.pop("checkpoint")
+    second["training"] = {"epochs": 1, "learning_rate": 1e-3}
+    study["max_length"] = 32
+
+    def run(*arguments: str):
+        (clone / "mine.yaml").write_text(yaml.safe_dump({"study": "mine", "studies": {"mine": study}}))
+        return snakemake(clone, *arguments, "--configfile", "mine.yaml")
+
+    refused = run("results/mine/checkpoints/pretraining/manifest.json")
+    assert refused.returncode == 1
+    assert "error: my/own: the model brings Python code of its own, which is not run" in refused.stdout
+    assert not (clone / "run.txt").exists()
+    study["trust_remote_code"] = True
+    used = run("results/mine/queries/gradients.h5")
+    assert used.returncode == 0, used.stdout
+    log = (clone / "results/mine/logs/train_stage/finetuning.log").read_text()
+    assert log.count("Python code that came with the model may be run: the study has `trust_remote_code: true`") == 1

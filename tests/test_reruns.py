@@ -154,6 +154,7 @@ EDITS = {
     "`threads`": 2,
     "`gpus`": 1,
     "`precision`": "bfloat16",
+    "`trust_remote_code`": True,
     "`memory`": 2,
 }
 # What touches the passes of one model or another alone, or makes other passes.

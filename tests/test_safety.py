@@ -23,13 +23,17 @@ def dangers(source: str) -> list[str]:
         for target in node.targets
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "trust_remote_code":
+            found += [] if _is(node.value, False) else ["trust_remote_code"]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
             found.append(f"imports from {node.module}")
         elif (
             isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in FORBIDDEN_MODULES
         ):
             if node.attr != "UnpicklingError":
                 found.append(f"uses {node.value.id}.{node.attr}")
+        elif isinstance(node, ast.FunctionDef):
+            found += _default_of_parameters(node)
         elif isinstance(node, ast.Call):
             found += _dangers_of_call(node, safe_options)
     return found
@@ -49,7 +53,7 @@ def _dangers_of_call(node: ast.Call, safe_options: set[str]) -> list[str]:
         return ["yaml.load instead of safe_load"]
     if "shell" in given and not _is(given["shell"], False):
         return ["a shell command"]
-    if "trust_remote_code" in given and not _is(given["trust_remote_code"], False):
+    if "trust_remote_code" in given and not _is_off_or_handed_on(given["trust_remote_code"]):
         return ["trust_remote_code"]
     if name == "from_pretrained" and "trust_remote_code" not in given:
         spread = {ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg is None}
@@ -59,9 +63,21 @@ def _dangers_of_call(node: ast.Call, safe_options: set[str]) -> list[str]:
 
 def _switches_code_off(options: ast.Dict) -> bool:
     return any(
-        _is(key, "trust_remote_code") and _is(value, False)
+        _is(key, "trust_remote_code") and _is_off_or_handed_on(value)
         for key, value in zip(options.keys, options.values, strict=True)
     )
+
+
+def _is_off_or_handed_on(value: ast.AST) -> bool:
+    """False, or what a function or a job was given: in the end the study's key, which is off by default."""
+    return _is(value, False) or ast.unparse(value) in ("trust_remote_code", "params.trust_remote_code")
+
+
+def _default_of_parameters(node: ast.FunctionDef) -> list[str]:
+    arguments = node.args.posonlyargs + node.args.args
+    defaults = zip(reversed(arguments), reversed(node.args.defaults), strict=False)
+    on = any(argument.arg == "trust_remote_code" and not _is(default, False) for argument, default in defaults)
+    return ["trust_remote_code on by default"] if on else []
 
 
 def _is(node: ast.AST | None, value: object) -> bool:
@@ -71,6 +87,13 @@ def _is(node: ast.AST | None, value: object) -> bool:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_no_source_has_a_danger(path: Path):
     assert dangers(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_that_loads_a_model_asks_the_study_whether_its_code_may_run(path: Path):
+    source = path.read_text(encoding="utf-8")
+    if any(loader in source for loader in ("open_point(", "load_model(", "load_encoder(", "load_tokenizer(")):
+        assert "trust_remote_code" in source
 
 
 @pytest.mark.parametrize(
@@ -88,6 +111,8 @@ def test_no_source_has_a_danger(path: Path):
         "AutoModel.from_pretrained(folder)",
         "AutoModel.from_pretrained(folder, trust_remote_code=True)",
         "options = {'trust_remote_code': True}\nAutoModel.from_pretrained(folder, **options)",
+        "def load(folder, trust_remote_code=True):\n    pass",
+        "trust_remote_code = True\nAutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code)",
         "import tarfile\ntarfile.open(f).extractall()",
         "shutil.unpack_archive(f)",
     ],
@@ -101,6 +126,7 @@ def test_the_test_sees_each_danger(source: str):
     [
         "torch.load(f, weights_only=True)",
         "model.eval()",
+        "def load(f, trust_remote_code=False):\n    AutoModel.from_pretrained(f, trust_remote_code=trust_remote_code)",
         "options = {'trust_remote_code': False}\nAutoModel.from_pretrained(folder, **options)",
         "import pickle\ntry:\n    pass\nexcept pickle.UnpicklingError:\n    pass",
     ],

@@ -1,7 +1,10 @@
 """Models on disk: Hugging Face directories, loaded on the device of the job."""
 
+import json
 import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,7 +21,18 @@ from transformers import (
 
 import forebear
 from forebear.errors import ForebearError
-from forebear.manifests import NAME, OTHERS, PICKLES, SAFETENSORS, find_weights, matching, write_manifest
+from forebear.heads import runs_own_code
+from forebear.manifests import (
+    CODE,
+    NAME,
+    OTHERS,
+    PICKLES,
+    SAFETENSORS,
+    find_weights,
+    matching,
+    read_manifest,
+    write_manifest,
+)
 from forebear.writing import atomic_files
 
 # What a checkpoint consists of, beside its manifest; the rule that trains names each as an
@@ -36,20 +50,36 @@ def save_files(directory: str | Path, model: PreTrainedModel, tokenizer) -> None
     """Save model and tokenizer as FILES."""
     with atomic_files(directory) as folder:
         model.save_pretrained(folder, max_shard_size=sys.maxsize)
+        _refer_to_code(model, folder / "config.json")
         tokenizer.save_pretrained(folder)
         for file in folder.iterdir():
             if file.name not in FILES:  # others only repeat what these say
                 file.unlink()
 
 
-def link_checkpoint(folder: Path, directory: Path) -> None:
-    """Make `directory` a checkpoint of links to the files in `folder`.
+def _refer_to_code(model: PreTrainedModel, config: Path) -> None:
+    """Let a saved config name the folder of the checkpoint that its model's own code came with, as transformers reads it.
+
+    So the code is in one place, under the digests of that checkpoint, and no part of FILES.
+    """
+    if runs_own_code(model):
+        content = json.loads(config.read_text(encoding="utf-8"))
+        content["auto_map"] = {
+            name: place if "--" in place else f"{model.config.name_or_path}--{place}"
+            for name, place in _code_places(model.config.name_or_path).items()
+        }
+        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def link_checkpoint(folder: Path, directory: Path, trust_remote_code: bool = False) -> None:
+    """Make `directory` a checkpoint of links to the files in `folder`, to the model's own code only if it is trusted.
 
     Weights in PyTorch's own format are read without executing what they contain
     (`weights_only`) and written as safetensors.
 
     Raises:
-        ForebearError: the folder has no config, or no weights in a known format.
+        ForebearError: the folder has no config, or no weights in a known format; or the model
+            needs its own code, and that is not trusted or not there.
     """
     if not (folder / "config.json").is_file():
         raise ForebearError(f"{folder}: has no config.json; give a folder that `save_pretrained` has written.")
@@ -57,21 +87,30 @@ def link_checkpoint(folder: Path, directory: Path) -> None:
     for stale in matching(directory, ("*",)):
         stale.unlink()
     if not matching(folder, SAFETENSORS):
-        _convert(folder, directory)
-    for file in matching(folder, (*SAFETENSORS, *OTHERS)):
+        _convert(folder, directory, trust_remote_code)
+    for file in matching(folder, (*SAFETENSORS, *OTHERS, *(CODE if trust_remote_code else ()))):
         link = directory / file.name
         if not link.exists() and file.name not in (NAME, "pytorch_model.bin.index.json"):
             link.symlink_to(file.resolve())
     find_weights(directory)
+    for place in _code_places(directory).values() if trust_remote_code else ():
+        if "--" in place:
+            raise ForebearError(
+                f"{folder}: its code is in another repository ({place}); give a folder that has the code beside the "
+                "weights, and its `auto_map` without a repository."
+            )
+    with _explained_code(folder, trust_remote_code):
+        AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
 
 
-def _convert(folder: Path, directory: Path) -> None:
+def _convert(folder: Path, directory: Path, trust_remote_code: bool) -> None:
     if not matching(folder, PICKLES):
         raise ForebearError(f"{folder}: has neither safetensors nor pytorch_model.bin.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", weights_only=True, trust_remote_code=False, local_files_only=True
-        )
+        with _explained_code(folder, trust_remote_code):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", weights_only=True, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise ForebearError(f"{folder}: pytorch_model.bin cannot be read as plain weights ({reason}).") from error
@@ -113,30 +152,76 @@ def check_context(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def load_model(directory: str | Path, gpus: int = 0, precision: str = "float32") -> PreTrainedModel:
+@contextmanager
+def _explained_code(directory: str | Path, trust_remote_code: bool) -> Iterator[None]:
+    """Say in a sentence that a model needs its own code and that is not trusted, or cannot be loaded."""
+    try:
+        yield
+    except ValueError as error:
+        if trust_remote_code or "trust_remote_code" not in str(error):
+            raise
+        raise ForebearError(
+            f"{directory}: the model brings Python code of its own, which is not run; read that code, and if you "
+            "trust it, set `trust_remote_code: true` in the study."
+        ) from error
+    except (OSError, ImportError) as error:
+        if not trust_remote_code:
+            raise
+        raise ForebearError(f"{directory}: the model cannot be loaded ({str(error).partition(chr(10))[0]}).") from error
+
+
+def _code_places(directory: str | Path) -> dict[str, str]:
+    """Where a checkpoint's config says that its own code is: module.Class beside it, or folder--module.Class."""
+    places = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+    return {name: place for name, place in places.items() if isinstance(place, str)}  # a tokenizer has a list
+
+
+def _check_code(directory: str | Path) -> None:
+    """Compare own code in another folder with the digests there, and say that such code may be run."""
+    if places := _code_places(directory):
+        for origin in sorted({place.partition("--")[0] for place in places.values() if "--" in place}):
+            read_manifest(Path(origin) / NAME)
+        print(f"{directory}: Python code that came with the model may be run: the study has `trust_remote_code: true`")
+
+
+def load_model(
+    directory: str | Path, gpus: int = 0, precision: str = "float32", trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The language model or classifier in evaluation mode with frozen parameters, from safetensors.
 
     Args:
         gpus: none, one, or several devices, over which the layers are then spread evenly.
         precision: of the parameters, whatever they were saved in.
+        trust_remote_code: run the Python code that the checkpoint brings, and say so.
+
+    Raises:
+        ForebearError: the checkpoint needs its own code, and that is not trusted.
     """
-    options = {"trust_remote_code": False, "local_files_only": True}
-    config = AutoConfig.from_pretrained(directory, **options)
-    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    options["dtype"] = getattr(torch, precision)
-    device = device_for(gpus)
-    if gpus > 1:
-        options["device_map"] = "balanced"
-    model = kind.from_pretrained(directory, use_safetensors=True, **options)
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    with _explained_code(directory, trust_remote_code):
+        if trust_remote_code:
+            _check_code(directory)
+        config = AutoConfig.from_pretrained(directory, **options)
+        classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+        kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+        options["dtype"] = getattr(torch, precision)
+        device = device_for(gpus)
+        if gpus > 1:
+            options["device_map"] = "balanced"
+        model = kind.from_pretrained(directory, use_safetensors=True, **options)
     return (model if gpus > 1 else model.to(device)).eval().requires_grad_(False)
 
 
-def load_encoder(directory: str | Path) -> PreTrainedModel:
+def load_encoder(directory: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model without a head, such as a sentence encoder."""
-    model = AutoModel.from_pretrained(directory, use_safetensors=True, trust_remote_code=False, local_files_only=True)
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    with _explained_code(directory, trust_remote_code):
+        if trust_remote_code:
+            _check_code(directory)
+        model = AutoModel.from_pretrained(directory, use_safetensors=True, **options)
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+def load_tokenizer(directory: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    with _explained_code(directory, trust_remote_code):
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)

@@ -84,7 +84,10 @@ def _model_config(study: Study, folder: Path, name: str) -> PreTrainedConfig | N
         known += [Path(cached)] if isinstance(cached, str) else []
     for path in known:
         if path.is_file():
-            return AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
+            try:
+                return AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
+            except ValueError:  # a model of its own code, which a dry run does not run
+                return None
     if stage.checkpoint:
         return None
     place = study.stage_names.index(name)

@@ -15,6 +15,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from forebear.errors import ForebearError
 
 
+def runs_own_code(model: PreTrainedModel) -> bool:
+    """Whether a model's class is Python code that came with its checkpoint."""
+    return type(model).__module__.partition(".")[0] == "transformers_modules"
+
+
 def is_classifier(model: PreTrainedModel) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
@@ -39,8 +44,8 @@ def with_head(model: PreTrainedModel, task: str, labels: Sequence[str], seed: in
         seed: of the fresh head.
 
     Raises:
-        ForebearError: fewer than two classes, or a classifier whose head would have to be
-            replaced once more.
+        ForebearError: fewer than two classes, a classifier whose head would have to be
+            replaced once more, or a model of its own code.
     """
     if task == "language_modelling":
         if is_classifier(model):
@@ -55,6 +60,11 @@ def with_head(model: PreTrainedModel, task: str, labels: Sequence[str], seed: in
                 f"{', '.join(model.config.label2id)}; give both stages the same labels."
             )
         return model
+    if runs_own_code(model):
+        raise ForebearError(
+            f"{type(model).__name__} is Python code of the model's own, which has no classifier on the same base; "
+            "give the stage a `checkpoint` that is a classifier."
+        )
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: k for k, label in enumerate(labels)}

@@ -20,21 +20,23 @@ from huggingface_hub.errors import (
 )
 
 from forebear.errors import ForebearError
-from forebear.manifests import OTHERS, PICKLES, SAFETENSORS, matching
+from forebear.manifests import CODE, OTHERS, PICKLES, SAFETENSORS, matching
 
 
-def fetch_snapshot(name: str, revision: str) -> Path:
+def fetch_snapshot(name: str, revision: str, trust_remote_code: bool = False) -> Path:
     """The folder of a revision in the hub's cache, with what was missing downloaded and all of it checked.
 
-    Weights in PyTorch's own format are fetched only where there are no safetensors.
+    Weights in PyTorch's own format are fetched only where there are no safetensors, and the
+    model's own code only where it is trusted.
 
     Raises:
         ForebearError: the model is missing or gated, the revision is wrong, the network is
             away, or a file is not what the hub says it is.
     """
-    folder = _download(name, revision, [*SAFETENSORS, *OTHERS])
+    others = [*OTHERS, *CODE] if trust_remote_code else [*OTHERS]
+    folder = _download(name, revision, [*SAFETENSORS, *others])
     if not matching(folder, SAFETENSORS):
-        folder = _download(name, revision, [*PICKLES, *OTHERS])
+        folder = _download(name, revision, [*PICKLES, *others])
     for file in matching(folder, ("*",)):
         _check_content(file, name)
     return folder

@@ -15,6 +15,7 @@ NAME = "manifest.json"
 SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
 OTHERS = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, index of the shards
+CODE = ("*.py",)  # a model's own, there only where the study's `trust_remote_code` is on
 
 
 def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
@@ -40,7 +41,11 @@ def find_weights(directory: Path) -> list[Path]:
 
 def write_manifest(directory: Path, facts: dict) -> None:
     """Write the manifest, last of all files: it marks the directory complete."""
-    files = {file.name: file_digest(file) for file in matching(directory, (*SAFETENSORS, *OTHERS)) if file.name != NAME}
+    files = {
+        file.name: file_digest(file)
+        for file in matching(directory, (*SAFETENSORS, *OTHERS, *CODE))
+        if file.name != NAME
+    }
     content = {"model_digest": _combined([files[file.name] for file in find_weights(directory)]), **facts}
     with atomic_path(directory / NAME) as path:
         path.write_text(json.dumps({**content, "files": files}, indent=2) + "\n", encoding="utf-8")

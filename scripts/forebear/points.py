@@ -41,19 +41,22 @@ def open_point(
     split_heads: bool = False,
     end: bool = True,
     precision: str = "float32",
+    trust_remote_code: bool = False,
 ) -> Point:
     """Open the checkpoint beside `manifest` and encode a JSONL file with its tokenizer.
 
     Args:
         end: whether the end-of-sequence token is a target; not for queries.
         precision: of the model's passes; what is computed from them is in float32.
+        trust_remote_code: the study's key: run Python code that the checkpoint brings.
     """
     directory = Path(manifest).parent
     digests = point_digests(manifest, records)
-    model = load_model(directory, gpus, precision)
+    model = load_model(directory, gpus, precision, trust_remote_code)
     check_context(model, max_length)
     classes = classes_by_label(model)
-    examples = encode(read_records(records), load_tokenizer(directory), max_length, end=end, classes=classes)
+    tokenizer = load_tokenizer(directory, trust_remote_code)
+    examples = encode(read_records(records), tokenizer, max_length, end=end, classes=classes)
     blocks = tracked_blocks(model, split_heads)
     print(summary(model, blocks))
     return Point(model, blocks, examples, digests)

@@ -214,6 +214,8 @@ class Study(Section):
     """GPUs of the training, factor and score jobs; over several the layers are spread, with each block's factors."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the passes in factors and scores; what is computed from them is in float32."""
+    trust_remote_code: bool = False
+    """Run the Python code that a published model may bring; read that code first, it can do anything that you can."""
     memory: float = Field(1.0, gt=0)
     """Multiplies the memory that jobs on models ask for; a large model needs more than the defaults."""
 
