@@ -116,6 +116,38 @@ rule solve_queries:
         "../scripts/solve_queries.py"
 
 
+rule compress_queries:
+    input:
+        columns="results/{study}/queries/{stage}/{columns}.h5",
+        eigenbasis=lambda w: f"results/{w.study}/factors/{documents_point_of(w)}/eigenbasis.h5",
+        manifest=lambda w: manifest(w.study, model_of(documents_point_of(w))),
+        records=lambda w: f"results/{w.study}/data/{w.stage}.jsonl",
+        last=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
+        queries="results/{study}/data/queries.jsonl",
+    output:
+        columns="results/{study}/queries/{stage}/compressed/{columns}.h5",
+    log:
+        "results/{study}/logs/compress_queries/{stage}-{columns}.log",
+    conda:
+        "../envs/forebear.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=memory(4000),
+        runtime=growing(60),
+        gpu=from_study("gpus"),
+    params:
+        rank=lambda w: study_of(w).compression.rank,
+        seed=from_study("training_seed"),
+        gpus=from_study("gpus"),
+        engine=engine("compress_queries"),
+    message:
+        with_needs(
+            "{wildcards.study}: compress the queries for {wildcards.columns} of {wildcards.stage}"
+        )
+    script:
+        "../scripts/compress_queries.py"
+
+
 # One pass over a stage's documents serves all estimators that look at them at the same model;
 # it writes one file an estimator, so there is one rule for each study, stage and model. Files
 # are updated: one more estimator leaves those of the others as they are. Where shards share
@@ -135,10 +167,13 @@ for study, attributed, stage, estimators in all_passes():
             records=scored_records(study, attributed),
             last=manifest(study, CONFIG.studies[study].stage_names[-1]),
             queries=f"results/{study}/data/queries.jsonl",
-            columns=[columns_file(study, attributed, columns) for columns in columns_of(estimators)],
+            columns=[
+                first_columns_file(study, attributed, columns)
+                for columns in columns_of(estimators)
+            ],
         output:
             scores=[
-                update(whole_or_shard(study, f"results/{study}/scores/{attributed}/{e}", "h5"))
+                update(whole_or_shard(study, first_scores(study, attributed, e), "h5"))
                 for e in estimators
             ],
         log:
@@ -180,6 +215,61 @@ for study, attributed, stage, estimators in all_passes():
         script:
             "../scripts/compute_pairwise_scores.py"
 
+    if CONFIG.studies[study].compression.rank is None:
+        continue
+
+    rule:
+        name:
+            f"rescore_documents_{study}_{attributed}_at_{stage}"
+        input:
+            first=[f"{first_scores(study, attributed, e)}.h5" for e in estimators],
+            manifest=manifest(study, stage),
+            records=scored_records(study, attributed),
+            last=manifest(study, CONFIG.studies[study].stage_names[-1]),
+            queries=f"results/{study}/data/queries.jsonl",
+            columns=[columns_file(study, attributed, columns) for columns in columns_of(estimators)],
+            compressed=[
+                first_columns_file(study, attributed, columns)
+                for columns in columns_of(estimators)
+                if is_compressed(study, columns)
+            ],
+        output:
+            scores=[update(f"results/{study}/scores/{attributed}/{e}.h5") for e in estimators],
+        log:
+            f"results/{study}/logs/rescore_documents/{attributed}_at_{stage}.log",
+        conda:
+            "../envs/forebear.yaml"
+        threads: CONFIG.studies[study].threads
+        resources:
+            **planned(
+                "rescoring",
+                6000,
+                lambda w, at=stage, of=Path(scored_records(study, attributed)).stem: (at, of),
+                study,
+                estimators,
+            ),
+            runtime=growing(240),
+            gpu=CONFIG.studies[study].gpus,
+        params:
+            study=study,
+            estimators=estimators,
+            columns=columns_of(estimators),
+            rescore=CONFIG.studies[study].compression.rescore,
+            split_heads=CONFIG.studies[study].split_heads,
+            batch_tokens=CONFIG.studies[study].batch_tokens,
+            max_length=CONFIG.studies[study].max_length,
+            gpus=CONFIG.studies[study].gpus,
+            precision=CONFIG.studies[study].precision,
+            trust_remote_code=CONFIG.studies[study].trust_remote_code,
+            engine=engine("rescore_documents"),
+        message:
+            with_needs(
+                f"{study}: score the outermost documents of {attributed} at the {stage} model again, with whole queries",
+                planned=True,
+            )
+        script:
+            "../scripts/rescore_documents.py"
+
 
 rule gather_scores:
     input:
@@ -191,7 +281,7 @@ rule gather_scores:
     log:
         "results/{study}/logs/gather_scores/{stage}-{estimator}.log",
     wildcard_constraints:
-        study=SHARDED,
+        study=GATHERED,
         estimator="|".join(name for name, e in ESTIMATORS.items() if e.uses_gradients),
     conda:
         "../envs/forebear.yaml"
@@ -206,6 +296,20 @@ rule gather_scores:
         "{wildcards.study}: put the shards of {wildcards.estimator} for {wildcards.stage} together"
     script:
         "../scripts/gather_scores.py"
+
+
+use rule gather_scores as gather_compressed_scores with:
+    input:
+        shards=shards_of("scores/{stage}/compressed/{estimator}"),
+        manifest=lambda w: manifest(w.study, scoring_stage(w)),
+        records=lambda w: scored_records(w.study, w.stage),
+    output:
+        rows="results/{study}/scores/{stage}/compressed/{estimator}.h5",
+    log:
+        "results/{study}/logs/gather_compressed_scores/{stage}-{estimator}.log",
+    wildcard_constraints:
+        study=GATHERED_FIRST,
+        estimator="|".join(name for name, e in ESTIMATORS.items() if e.uses_gradients),
 
 
 rule compute_self_influence:

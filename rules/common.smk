@@ -9,7 +9,14 @@ from forebear.config import parse_config, refuse_duplicate_keys
 from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
-from forebear.estimators import COLUMNS, ESTIMATORS, columns_of, inverse_points, scoring_passes
+from forebear.estimators import (
+    COLUMNS,
+    ESTIMATORS,
+    columns_of,
+    documents_point,
+    inverse_points,
+    scoring_passes,
+)
 
 try:
     for file in workflow.configfiles:
@@ -42,6 +49,14 @@ def one_of(studies):
 # Studies whose passes over documents are one job each, and those where shards share them.
 WHOLE = one_of([name for name, study in CONFIG.studies.items() if study.shards == 1])
 SHARDED = one_of([name for name, study in CONFIG.studies.items() if study.shards > 1])
+
+# Sharded studies whose gathered scores are the last ones, and those where some are then computed again.
+GATHERED = one_of(
+    [n for n, s in CONFIG.studies.items() if s.shards > 1 and s.compression.rank is None]
+)
+GATHERED_FIRST = one_of(
+    [n for n, s in CONFIG.studies.items() if s.shards > 1 and s.compression.rank is not None]
+)
 
 
 def with_needs(message, planned=False, gpus=True):
@@ -275,6 +290,29 @@ def columns_file(study, stage, columns):
     )
 
 
+def is_compressed(study, columns):
+    """Whether a study scores low-rank columns first; raw gradients are sums over tokens as they are."""
+    return CONFIG.studies[study].compression.rank is not None and columns != "gradient"
+
+
+def first_columns_file(study, stage, columns):
+    """The columns that all documents are scored with."""
+    if is_compressed(study, columns):
+        return f"results/{study}/queries/{stage}/compressed/{columns}.h5"
+    return columns_file(study, stage, columns)
+
+
+def first_scores(study, stage, estimator):
+    """The scores of all documents, without their suffix: the last ones, if no queries are compressed."""
+    folder = "compressed/" if CONFIG.studies[study].compression.rank is not None else ""
+    return f"results/{study}/scores/{stage}/{folder}{estimator}"
+
+
+def documents_point_of(wildcards):
+    study = study_of(wildcards)
+    return documents_point(wildcards.columns, study.stage_names, wildcards.stage)
+
+
 def scored_records(study, stage):
     """The documents that are scored for a stage: its own, or candidates in their place."""
     name = "candidates" if CONFIG.studies[study].candidates else stage
@@ -383,7 +421,7 @@ def query_overhead_files(study, columns):
     names, attributed = CONFIG.studies[study].stage_names, CONFIG.studies[study].attributed
     files = [f"results/{study}/queries/gradients.h5"]
     for stage in attributed:
-        files.append(columns_file(study, stage, columns))
+        files += [columns_file(study, stage, columns), first_columns_file(study, stage, columns)]
         for point in inverse_points(columns, names, stage):
             kinds = ["covariances", "eigenbasis"]
             if COLUMNS[columns].curvature == "ekfac":
@@ -411,6 +449,8 @@ def study_files(wildcards):
     files += [manifest(wildcards.study, stage) for stage in study.stage_names]
     for estimator in study.computed:
         files += overhead_files(wildcards.study, estimator) + scores_files(wildcards, estimator)
+        if ESTIMATORS[estimator].uses_gradients:
+            files += [f"{first_scores(wildcards.study, s, estimator)}.h5" for s in study.attributed]
     names = ["queries/answers.jsonl", "evaluation.csv", "evaluation.json", "proponents.md"]
     names += [f"{figure}.png" for figure in figures_of(wildcards.study)]
     if study.retrainable:

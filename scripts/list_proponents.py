@@ -4,16 +4,22 @@ from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
+import numpy as np
+
 from forebear.datasets import file_digest, read_jsonl, read_records
 from forebear.evaluation import document_effects
-from forebear.reports import proponents_markdown
-from forebear.score_files import read_scores
+from forebear.reports import Compressed, proponents_markdown
+from forebear.score_files import read_exact, read_scores
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
 of_queries = {"query_data_digest": file_digest(files.queries), "estimator": params.estimator}
 digests = [{"data_digest": file_digest(file), **of_queries} for file in files.records]
-matrices = [read_scores(file, expected)[0] for file, expected in zip(files.scores, digests, strict=True)]
+matrices, attributes = zip(*map(read_scores, files.scores, digests), strict=True)
+compressed = None
+if "rank" in attributes[0]:
+    exact = np.concatenate([read_exact(file) for file in files.scores])
+    compressed = Compressed(attributes[0]["rank"], max(found["residual"] for found in attributes), exact)
 stages = dict(zip(params.stages, map(read_records, files.records), strict=True))
 page = proponents_markdown(
     params.study,
@@ -23,6 +29,7 @@ page = proponents_markdown(
     document_effects(dict(zip(stages, matrices, strict=True))),
     params.top,
     params.estimator,
+    compressed,
 )
 with atomic_path(snakemake.output.page) as path:
     path.write_text(page, encoding="utf-8")

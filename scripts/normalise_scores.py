@@ -8,7 +8,7 @@ import numpy as np
 
 from forebear.datasets import file_digest
 from forebear.estimators import ESTIMATORS
-from forebear.score_files import read_scores, read_self_influence, write_scores
+from forebear.score_files import read_exact, read_scores, read_self_influence, write_scores
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records)}
@@ -17,4 +17,5 @@ scores, attributes = read_scores(files.scores, {**digests, **of_base})
 with measured() as cost:
     normalised = scores / np.sqrt(read_self_influence(files.self_influence, digests))[:, None]
 attributes |= {"estimator": params.estimator, "seconds": attributes["seconds"] + cost["seconds"]}
-write_scores(snakemake.output.scores, normalised, attributes)
+exact = read_exact(files.scores) if "rank" in attributes else None
+write_scores(snakemake.output.scores, normalised, attributes, exact)

@@ -104,6 +104,13 @@ def test_what_needs_a_training_recipe_is_undefined_for_published_models():
     assert study.undefined == dict.fromkeys(names, "no training recipe")
 
 
+def test_shown_scores_are_of_whole_queries():
+    with pytest.raises(ForebearError, match="cannot be less than `top`"):
+        parse_config(changed("studies.tiny.compression", {"rank": 4, "rescore": 4}))
+    assert parse_config(changed("studies.tiny.compression", {"rank": 4, "rescore": 5})).studies["tiny"].top == 5
+    assert parse_config(TINY).studies["tiny"].compression.rank is None
+
+
 def test_attributed_stages_come_in_the_order_of_the_chain():
     config = changed("studies.tiny.attributed_stages", ["finetuning", "pretraining"])
     assert parse_config(config).studies["tiny"].attributed == ["pretraining", "finetuning"]

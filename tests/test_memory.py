@@ -508,3 +508,19 @@ def test_a_dry_run_tells_memory_and_passes(tmp_path):
         "score the documents",
     ):
         assert re.search(rf"tiny: {job}.* \[1 threads, \d+ MB, 0 GPUs; about 0\.\d GB, \d+\.\d passes\]", output), job
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_dry_run_tells_of_compressed_queries_and_of_documents_that_are_scored_again(tmp_path, shards):
+    config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    config["studies"]["tiny"].update(shards=shards, compression={"rank": 2}, estimators=["multistage-relatif", "trak"])
+    planner = Planner()
+    folder = copy_workflow(tmp_path, config)
+    output, rules = planner.run(folder, "--dry-run"), planner.rules(folder)
+    planner.close()
+    at = "tiny_pretraining_at_pretraining"
+    assert {"compress_queries", f"compute_pairwise_scores_{at}", f"rescore_documents_{at}", "normalise_scores"} <= rules
+    assert ("gather_compressed_scores" in rules) == (shards > 1)
+    assert "gather_scores" not in rules
+    assert re.search(r"outermost documents .* again, with whole queries \[.*; about 0\.\d GB, \d+\.\d passes\]", output)

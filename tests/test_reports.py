@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from forebear.errors import ForebearError
-from forebear.reports import escape, proponents_markdown
+from forebear.reports import Compressed, escape, proponents_markdown
 
 DOCUMENTS = [
     {"id": "d0", "stage": "first", "text": "The capital of France is Paris ."},
@@ -81,6 +81,17 @@ def test_introduction_says_what_scored_how_much_and_what_the_sign_means():
     assert "4 training documents for 2 queries" in introduction
     assert "lowers the loss" in introduction
     assert "uses no gradients" in page(estimator="bm25").split("\n\n")[1]
+
+
+def test_scores_of_compressed_queries_are_marked():
+    compressed = Compressed(8, 0.123, np.array([True, True, False, True]))
+    text = proponents_markdown("facts", QUERIES, ANSWERS, DOCUMENTS, SCORES, 2, "multistage-ekfac", compressed)
+    assert "queries of rank 8" in text
+    assert "by 0.12 of the size" in text
+    assert "3 of 4 documents were scored again" in text
+    assert [row[0] for row in table(section(text, 1))[:2]] == ["≈ +3", "+2"]
+    assert "≈" not in page()
+    assert "rank" not in page()
 
 
 def test_markup_is_escaped():

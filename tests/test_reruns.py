@@ -21,6 +21,7 @@ TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
 # solved for, from retrained models, without gradients.
 ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "multistage-pcg", "singlestage-ekfac", "trak", "bm25"]
 PASSES = {f"compute_pairwise_scores_tiny_pretraining_at_{stage}" for stage in ("pretraining", "finetuning")}
+RESCORING = re.compile("rescore_documents_tiny_pretraining_at_.*")
 LINE = json.dumps({"prompt": "a", "completion": "b"}) + "\n"
 
 
@@ -47,18 +48,9 @@ MODULES = {row[0].strip("`"): rules(row[1]) for row in table("An edit in the eng
 OTHERS = {
     row[0].strip("`"): (row[1].strip("`"), rules(row[2])) for row in table("An edit in the engine of other studies")
 }
-NOTHING = {
-    *SILENT,
-    "config",
-    "corpus_config",
-    "study_config",
-    "digests",
-    "ensemble",
-    "expected",
-    "gathering",
-    "provenance",
-    "__init__",
-}
+UNUSED = {"compression", "ensemble", "gathering", "rescoring"}  # by this study
+CONFIG = {"config", "study_config", "corpus_config", "expected", "digests"}
+NOTHING = {*SILENT, *UNUSED, *CONFIG, "provenance", "__init__"}
 STUDIES = {
     "bloom": "results/bloom/evaluation.csv",
     "dolly": "results/dolly/evaluation.csv",
@@ -79,7 +71,7 @@ def planned_rules(planner: Planner, folder: Path, every_pass: bool = True) -> se
     The passes over the documents, rules that are written in a loop, go by the name of their
     script; if `every_pass`, only if all of them would run.
     """
-    planned = planner.rules(folder) - {"gather_provenance"}
+    planned = {RESCORING.sub("rescore_documents", name) for name in planner.rules(folder)} - {"gather_provenance"}
     passes = {name for name in planned if name.startswith("compute_pairwise_scores")}
     if passes == PASSES or (passes and not every_pass):
         return planned - passes | {"compute_pairwise_scores"}
@@ -142,6 +134,7 @@ EDITS = {
     "`ground_truth.fraction`": 0.4,
     "`ground_truth.repeats`": 4,
     "`ground_truth.shards`": 3,
+    "`compression`": {"rank": 2},
     "`cost`": {"sizes": [{"hidden_size": 8}, {"hidden_size": 12}, {"hidden_size": 20}]},
     "`sweep`": {"own": [0.1, 1.0]},
     "`trak`": {**study(TINY)["trak"], "members": 3},

@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from copies import copy_workflow, snakemake
 from forebear.factor_files import create_factors, read_eigenvalues
+from forebear.rescoring import outermost
+from forebear.score_files import read_exact, read_scores
 from forebear.store import read_attributes
 
 FIGURE = "results/figures/spearman.png"
@@ -26,7 +29,7 @@ def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.yaml"
     config = yaml.safe_load(path.read_text())
     config["studies"]["tiny"].update(changes)
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +253,28 @@ def test_fewer_gpus_than_the_study_asks_for_is_one_sentence(workspace):
         assert run.returncode == 1
         assert f"the study asks for 2 GPUs, but this job sees {len(visible)} " in run.stdout
         assert "Traceback" not in run.stdout
+
+
+def test_outermost_scores_of_compressed_queries_are_those_of_whole_ones(workspace):
+    scores, names = workspace / "results/tiny/scores/pretraining", ["multistage-ekfac", "multistage-pcg"]
+    whole = {name: read_scores(scores / f"{name}.h5")[0] for name in [*names, "gradient-cosine"]}
+    edit_config(workspace, estimators=[*whole, "multistage-relatif"], compression={"rank": 1, "rescore": 5})
+    run = snakemake(workspace, "results/tiny/proponents.md", "results/tiny/scores/pretraining/multistage-relatif.h5")
+    assert run.returncode == 0, run.stdout
+    assert "Rule: train_stage" not in run.stdout
+    assert not (read_scores(scores / "compressed/multistage-ekfac.h5")[0] == whole["multistage-ekfac"]).any()
+    for name in names:
+        found, attributes = read_scores(scores / f"{name}.h5")
+        exact, scored = read_exact(scores / f"{name}.h5"), ~np.isnan(whole[name]).all(0)
+        assert 0.01 < attributes["residual"] < 1
+        np.testing.assert_allclose(found[exact], whole[name][exact], rtol=1e-4, atol=1e-5 * np.nanmax(whole[name]))
+        assert not (found[~exact][:, scored] == whole[name][~exact][:, scored]).any()
+        assert 10 <= exact.sum() < len(exact)
+        assert exact[outermost(found, 5)].all()
+    assert np.array_equal(read_scores(scores / "gradient-cosine.h5")[0], whole["gradient-cosine"])
+    assert read_exact(scores / "gradient-cosine.h5").all()
+    assert (read_exact(scores / "multistage-relatif.h5") == read_exact(scores / "multistage-ekfac.h5")).all()
+    page = (workspace / "results/tiny/proponents.md").read_text()
+    assert "queries of rank 1" in page
+    assert "≈ +" not in page
+    assert "Nothing to be done" in snakemake(workspace, "results/tiny/proponents.md").stdout

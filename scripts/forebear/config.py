@@ -13,6 +13,7 @@ from forebear.corpus_config import EMBEDDED, Checkpoint, FileCorpus, Neighbours,
 from forebear.errors import ForebearError
 from forebear.redaction import redacted
 from forebear.study_config import (
+    Compression,
     Cost,
     Damping,
     Ensemble,
@@ -130,6 +131,7 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (Study, "sweep"): (("", Sweep),),
     (Study, "trak"): (("", Trak),),
     (Study, "solvers"): (("", Solvers),),
+    (Study, "compression"): (("", Compression),),
     (Study, "cost"): (("", Cost),),
     (Stage, "training"): (("", Training),),
     (Stage, "checkpoint"): (("", Checkpoint),),

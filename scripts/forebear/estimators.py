@@ -185,3 +185,8 @@ def inverse_points(columns: str, stages: list[str], attributed: str) -> list[str
         "chain": [*later, attributed],
         "joint": [f"{attributed}@{last}" if attributed != last else attributed],
     }[COLUMNS[columns].stages]
+
+
+def documents_point(columns: str, stages: list[str], attributed: str) -> str:
+    """The curvature point of the documents' gradients that preconditioned queries are multiplied with."""
+    return inverse_points(columns, stages, attributed)[0] if COLUMNS[columns].stages == "joint" else attributed

@@ -32,7 +32,7 @@ WORDS = 4000  # assumed of a vocabulary that is made from documents which are no
 QUERIES = 100  # assumed where neither the config nor a file says how many there are
 RELATIONS = 4  # questions about a country
 
-Job = Literal["covariances", "eigenvalues", "query gradients", "scores"]
+Job = Literal["covariances", "eigenvalues", "query gradients", "scores", "rescoring"]
 
 
 def expected_plan(
@@ -69,7 +69,8 @@ def expected_plan(
     read = [ESTIMATORS[name] for name in estimators]
     queries = {e.columns: min(total, study.solvers.queries) if COLUMNS[e.columns].solver else total for e in read}
     reads = [(e.columns, frozenset(block.name for block in blocks if block.kind in e.kinds)) for e in read]
-    ranks = {"gradient": max(_lengths(folder / "data/queries.jsonl", study.max_length))}
+    ranks = dict.fromkeys(queries, study.compression.rank if job == "scores" else None)
+    ranks["gradient"] = max(_lengths(folder / "data/queries.jsonl", study.max_length))
     return plan_scores(shape, budget, study.batch_tokens, queries, reads, ranks)
 
 

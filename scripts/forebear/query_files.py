@@ -1,7 +1,7 @@
 """The files of query gradients, raw and preconditioned, and the queries' losses.
 
 Preconditioned ones are `/{block}/columns` [Q, O, I]; compressed ones `/{block}/left` [Q, r, O] and
-`/{block}/right` [Q, r, I]. Raw ones are not formed: they are `/{block}/gradients` [Q, T, O] and
+`/{block}/right` [Q, r, I], with `/{block}/residuals` [Q], what is lost of the block. Raw ones are not formed: they are `/{block}/gradients` [Q, T, O] and
 `/{linear map}/activations` [Q, T, I]. They may be larger than memory, so they are written and
 read in parts.
 """

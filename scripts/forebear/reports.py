@@ -1,6 +1,7 @@
 """Markdown pages for people: which documents speak for and against every answer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,15 @@ _ESCAPES = str.maketrans(
 )
 
 
+@dataclass(frozen=True)
+class Compressed:
+    """How scores were made that are partly of compressed queries."""
+
+    rank: int
+    residual: float  # the largest of the attributed stages'
+    exact: np.ndarray  # [N] bool, the documents that were scored with whole queries
+
+
 def proponents_markdown(
     study: str,
     queries: list[dict],
@@ -25,6 +35,7 @@ def proponents_markdown(
     scores: np.ndarray,
     top: int,
     estimator: str,
+    compressed: Compressed | None = None,
 ) -> str:
     """The documents with the highest and lowest scores for every query, as a Markdown page.
 
@@ -37,6 +48,7 @@ def proponents_markdown(
         scores: [N, Q], of all stages on one scale; > 0 speaks for the answer.
         top: the most documents that a table shows.
         estimator: key of ESTIMATORS, which made the scores.
+        compressed: how the scores were made, if queries were compressed.
 
     Raises:
         ForebearError: for scores that do not fit the records, or that are not finite.
@@ -45,11 +57,12 @@ def proponents_markdown(
     sections = [
         f"# Proponents of the answers of {escape(study)}",
         _how_to_read(estimator, len(documents), len(queries)),
+        *([] if compressed is None else [_what_is_exact(compressed)]),
         "## Queries",
         _index(queries, answers, documents, scores),
     ]
     for number, (query, answer, column) in enumerate(zip(queries, answers, scores.T, strict=True), start=1):
-        sections += _section(number, query, answer, documents, column, top)
+        sections += _section(number, query, answer, documents, column, top, compressed)
     return "\n\n".join(sections) + "\n"
 
 
@@ -98,6 +111,16 @@ def _how_to_read(estimator: str, documents: int, queries: int) -> str:
     )
 
 
+def _what_is_exact(compressed: Compressed) -> str:
+    exact = compressed.exact
+    return (
+        f"Documents were first scored with queries of rank {compressed.rank} in each block. By the documents' "
+        f"covariances that changes a score, in root mean square, by {compressed.residual:.2g} of the size of the median query's "
+        f"scores. {exact.sum():,} of {len(exact):,} documents were scored again with whole queries; in the tables ≈ marks "
+        "scores of compressed ones."
+    )
+
+
 def _index(queries: list[dict], answers: list[dict], documents: list[dict], scores: np.ndarray) -> str:
     rows = []
     for number, (query, answer, column) in enumerate(zip(queries, answers, scores.T, strict=True), start=1):
@@ -118,7 +141,15 @@ def _index(queries: list[dict], answers: list[dict], documents: list[dict], scor
     return _table(heads, ("--:", "---", "---", "---", "---", ":-:"), rows)
 
 
-def _section(number: int, query: dict, answer: dict, documents: list[dict], column: np.ndarray, top: int) -> list[str]:
+def _section(
+    number: int,
+    query: dict,
+    answer: dict,
+    documents: list[dict],
+    column: np.ndarray,
+    top: int,
+    compressed: Compressed | None,
+) -> list[str]:
     question, reference = _question_and_reference(query)
     facts = [
         f"- Question: {escape(question)}",
@@ -132,7 +163,7 @@ def _section(number: int, query: dict, answer: dict, documents: list[dict], colu
         chosen = _strongest(sign * column, top)
         rows = [
             (
-                f"{column[i]:+.4g}",
+                f"{column[i]:+.4g}" if compressed is None or compressed.exact[i] else f"≈ {column[i]:+.4g}",
                 documents[i]["stage"],
                 _stated(query, documents[i]),
                 escape(full_text(documents[i]), LONGEST_DOCUMENT),

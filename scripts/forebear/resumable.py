@@ -90,6 +90,11 @@ class ResumableMatrix:
         """Places of the documents whose rows are still to be written, ascending."""
         return self._documents[~self.written]
 
+    @property
+    def values(self) -> np.ndarray:
+        """[rows, columns] of a matrix that is not finished, NaN where nothing has been written."""
+        return np.where(self.written[:, None], self._file["matrix"][()], np.float32(np.nan))
+
     def write(self, documents: np.ndarray, values: np.ndarray, columns: np.ndarray | None = None) -> None:
         """Write some documents' rows; `values` is [n, columns], or only `columns` of them, the others staying NaN.
 
@@ -109,14 +114,23 @@ class ResumableMatrix:
             self._file["written"][rows[order]] = True
             self._file.flush()
 
-    def finish(self, attributes: Attributes) -> None:
-        """Add last attributes and give the file its final name; one that was finished only becomes the newest."""
+    def finish(self, attributes: Attributes, rest: np.ndarray | None = None) -> None:
+        """Add last attributes and give the file its final name; one that was finished only becomes the newest.
+
+        Args:
+            rest: [rows, columns], of which the rows that were not written are taken; the file's
+                dataset `exact` [rows] then says which were.
+        """
         if self.finished:
             self.path.touch()
             return
-        if not self.written.all():
+        if rest is None and not self.written.all():
             raise ForebearError(f"{self._partial}: some rows are missing; run again.")
         with explained_write(self._partial):
+            if rest is not None:
+                written = self.written
+                self._file.require_dataset("exact", written.shape, bool)[:] = written
+                self._file["matrix"][:] = np.where(written[:, None], self._file["matrix"][()], rest)
             self._file.attrs.update({**attributes, "complete": True})
             self._file.attrs["content"] = content_digest(self._file)
             self._file.close()

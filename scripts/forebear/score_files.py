@@ -18,21 +18,32 @@ from forebear.store import (
 )
 
 
-def write_scores(path: str | Path, scores: np.ndarray, attributes: Attributes) -> None:
+def write_scores(path: str | Path, scores: np.ndarray, attributes: Attributes, exact: np.ndarray | None = None) -> None:
     """Scores [N, Q], whole; a long computation writes them through resumable.ResumableMatrix.
 
     A column that is NaN as a whole is a query that was left out.
+
+    Args:
+        exact: [N] bool, the documents whose scores are not of compressed queries; all by default.
     """
     left_out = np.isnan(scores).all(0)
     check_scores(path, np.arange(len(scores)), scores if left_out.all() else scores[:, ~left_out])
     with create(path, "scores", {**attributes, **SCORE_UNITS}) as file:
         file["matrix"] = scores
+        if exact is not None:
+            file["exact"] = exact
 
 
 def read_scores(path: str | Path, expected: Attributes | None = None) -> tuple[np.ndarray, dict]:
     """Scores [N, Q] and the file's attributes."""
     with open_checked(path, "scores", expected) as file:
         return file["matrix"][()], dict(file.attrs)
+
+
+def read_exact(path: str | Path) -> np.ndarray:
+    """[N] bool: the documents whose scores are not of compressed queries."""
+    with open_checked(path, "scores", content=False) as file:
+        return file["exact"][()] if "exact" in file else np.ones(len(file["matrix"]), bool)
 
 
 def read_cost(path: str | Path) -> dict:

@@ -145,6 +145,15 @@ class Solvers(Section):
     """Sequences behind each of its steps."""
 
 
+class Compression(Section):
+    """Preconditioned queries of low rank: less memory, and fewer passes where whole ones take several."""
+
+    rank: int | None = Field(None, ge=1)
+    """Outer products that stand for a query in each block; by default queries are not compressed."""
+    rescore: int = Field(20, ge=1)
+    """So many of the highest and of the lowest scores of each query are computed again, with whole queries."""
+
+
 class Cost(Section):
     """The figure of cost against model size, on freshly initialised models."""
 
@@ -196,6 +205,8 @@ class Study(Section):
     """The estimator `trak`."""
     solvers: Solvers = Solvers()
     """What the estimators on the exact Gauss-Newton matrix may cost."""
+    compression: Compression = Compression()
+    """Scores of compressed queries."""
     cost: Cost = Cost()
     """What results/figures/cost_by_size.png measures."""
     top: int = Field(5, ge=1)
@@ -248,6 +259,12 @@ class Study(Section):
         if len(set(value)) < len(value):
             raise ValueError("an estimator is named twice")
         return value
+
+    @model_validator(mode="after")
+    def _proponents_are_exact(self):
+        if self.compression.rank and self.compression.rescore < self.top:
+            raise ValueError("`compression.rescore` cannot be less than `top`: shown scores are of whole queries")
+        return self
 
     @model_validator(mode="after")
     def _bank_has_members(self):

@@ -1,0 +1,39 @@
+"""Preconditioned queries of low rank, in the metric of the documents' gradients."""
+
+from forebear.devices import lease_devices
+from forebear.jobs import measured, start
+
+start(snakemake.log[0], snakemake.threads)
+lease_devices(snakemake.params.gpus)
+
+import torch
+
+from forebear.checkpoints import device_for
+from forebear.compression import Metric, compress, relative_residual
+from forebear.factor_files import stored_eigenbasis
+from forebear.manifests import point_digests
+from forebear.plan import budget_of, split_preconditioning
+from forebear.query_files import create_query_columns, read_query_columns
+
+params, files = snakemake.params, snakemake.input
+queries = read_query_columns(files.columns, point_digests(files.last, files.queries))
+basis = stored_eigenbasis(files.eigenbasis, {**point_digests(files.manifest, files.records), "seed": params.seed})
+device = device_for(params.gpus)
+room = budget_of(0, snakemake.resources.mem_mb, params.gpus).room  # preconditioning holds no less
+
+lost, whole = (torch.zeros(len(queries.losses)) for _ in range(2))
+attributes, places = {**queries.attributes, "rank": params.rank}, torch.from_numpy(queries.places)
+with create_query_columns(snakemake.output.columns, queries.losses, queries.blocks, attributes, places) as file:
+    with measured() as cost:
+        for part in split_preconditioning(queries.blocks, len(queries.losses), room):
+            for block in part.blocks:
+                matrices = queries.of([block], part.queries)[block.name].to(device)
+                found = compress(matrices, Metric.of(block, basis).to(device), params.rank)
+                file.write_part("left", block.name, part.queries, found.products.left)
+                file.write_part("right", block.name, part.queries, found.products.right)
+                file.write_part("residuals", block.name, part.queries, relative_residual(found.lost, found.whole))
+                lost[part.queries] += found.lost.cpu()
+                whole[part.queries] += found.whole.cpu()
+    residuals = relative_residual(lost, whole)
+    file.note({"residual": residuals.median().item(), "largest_residual": residuals.max().item(), **cost})
+print(f"rank {params.rank}: residual {residuals.median():.3f} of the median query, {residuals.max():.3f} of the worst")
