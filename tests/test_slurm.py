@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from copies import ROOT, copy_workflow
+from loopback_hub import Hub, serving
+from published import published_data, published_models
 from slurm_cluster import DAEMONS, SYSTEM_CONFIG, one_machine_cluster, output_of, runs, wait_until, why_not
 
 FACTORS = "results/tiny/factors/pretraining/eigenbasis.h5"
@@ -68,8 +71,8 @@ def finish(process: subprocess.Popen, folder: Path) -> None:
 
 
 def queue(states: str) -> list[str]:
-    """GPUs that the jobs in these states ask for."""
-    return output_of("squeue", "-h", f"--states={states}", "-o", "%b").split()
+    """What jobs in these states ask for as `--gpus`, N/A for none; squeue's %b does not show it."""
+    return output_of("squeue", "-h", f"--states={states}", "-O", "tres-per-job").split()
 
 
 @pytest.fixture
@@ -115,3 +118,46 @@ def test_a_cancelled_run_takes_its_jobs_along_and_resumes(tmp_path):
     finish(submit(tmp_path, FACTORS), tmp_path)
     assert (tmp_path / FACTORS).exists()
     assert trained.stat().st_mtime_ns == before
+
+
+def test_the_ten_lines_of_the_page_submit_the_study(tmp_path):
+    """As they stand, but for tmux, the installation and the editor; the hub's models are tiny ones."""
+    lines = (ROOT / "docs/clusters.md").read_text().split("```bash\n")[1].split("```")[0].splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "tmux", "git", "python3", "pip", "cp", "sinfo", "cp", "nano", "snakemake", "snakemake",
+    ]  # fmt: skip
+    _, fetch, _, _, data, partitions, profile, _, plan, run = lines
+    own = published_data(tmp_path / "own")
+    installed = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": installed, "HF_HOME": str(tmp_path / "home")}
+    environment["PYTHONPATH"] = "scripts"  # the clone's engine, as after its installation
+
+    def shell(folder: Path, *commands: str) -> str:
+        script = "\n".join(commands).replace("<this repository>", str(ROOT)).replace("/where/your/files/are", str(own))
+        return output_of(
+            "env", f"--chdir={folder}", *(f"{k}={v}" for k, v in environment.items()), "bash", "-ec", script
+        )
+
+    clone = tmp_path / "forebear"
+    shell(tmp_path, fetch)
+    assert "gpu* gpu:a100:2" in shell(clone, data, partitions, profile)
+    edited = clone / "profiles/mysite/config.yaml"
+    text = edited.read_text().replace("# slurm_partition: gpu  #", "  slurm_partition: gpu  #")
+    text = text.replace("# slurm-status-command", "slurm-status-command")  # this site has no database
+    edited.write_text(
+        text.replace("# slurm-init-seconds-before-status-checks: 40", "slurm-init-seconds-before-status-checks: 2")
+    )
+
+    with serving(Hub(published_models("dolly", tmp_path / "hub"))) as hub:
+        environment["HF_ENDPOINT"] = hub.url
+        planned = shell(clone, f"{plan} 2>&1")
+        assert re.search(r"documents nearest to the queries \[\d+ threads, \d+ MB, 2 GPUs", planned)
+        with (clone / "snakemake.log").open("w") as log:
+            command = ["bash", "-c", f"exec {run}"]
+            process = subprocess.Popen(command, cwd=clone, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until(lambda: "gpu:2" in " ".join(queue("all")), "a job with two GPUs is submitted", seconds=150)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=300)
+    wait_until(lambda: not queue("PENDING,RUNNING"), "its jobs are cancelled")
