@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from forebear.pages import markdown_page, table_page
+from forebear.pages import evaluation_page, markdown_page
 from forebear.writing import atomic_path
 
 proponents = markdown_page(Path(snakemake.input.proponents).read_text(encoding="utf-8"))
-evaluation = table_page(pd.read_csv(snakemake.input.table), f"Evaluation of {snakemake.params.study}")
+evaluation = evaluation_page(pd.read_csv(snakemake.input.table), snakemake.params.study)
 for content, output in ((proponents, snakemake.output.proponents), (evaluation, snakemake.output.evaluation)):
     with atomic_path(output) as path:
         path.write_text(content, encoding="utf-8")

@@ -1,13 +1,14 @@
 """What a study's provenance tells, and the pages of the report."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from forebear.errors import ForebearError
-from forebear.pages import markdown_page, table_page
+from forebear.pages import evaluation_page, markdown_page
 from forebear.provenance import gather_provenance
 from forebear.store import create
 
@@ -67,4 +68,20 @@ def test_a_page_shows_tables_and_links_but_interprets_no_html():
     assert '<h2 id="query-1">Query 1</h2>' in page
     assert "<td>1</td>" in page
     assert "<script>" not in page
-    assert "<script>" not in table_page(pd.DataFrame({"estimator": ["<script>"], "lds": [0.5]}), "Evaluation")
+    assert "<script>" not in evaluation_page(pd.DataFrame({"estimator": ["<script>"], "lds": [0.5]}), "<script>")
+
+
+def test_the_evaluation_page_has_units_intervals_and_what_is_undefined():
+    table = pd.DataFrame(
+        {
+            "estimator": ["cg", "trak"],
+            "lds": [0.394, None],
+            "lds_low": [0.33, None],
+            "lds_high": [0.44, None],
+            "peak_mib": [2392.9, None],
+            "undefined": [None, "the head was replaced"],
+        }
+    )
+    cells = re.findall(r"<t[dh]>(.*?)</t[dh]>", evaluation_page(table, "facts"))
+    assert cells[:4] == ["estimator", "LDS (95% interval)", "peak, MiB", "undefined"]
+    assert cells[4:] == ["cg", "0.39 (0.33 to 0.44)", "2,393", "–", "trak", "–", "–", "the head was replaced"]
