@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from forebear.answers import answer_queries
 from forebear.checkpoints import FILES, link_checkpoint, load_encoder, load_model, load_tokenizer, save_checkpoint
@@ -51,6 +52,19 @@ def test_shards_load_and_a_changed_or_missing_one_is_refused(tmp_path):
     with pytest.raises(ForebearError, match="the model there is damaged") as caught:
         read_manifest(linked / "manifest.json")
     assert str(caught.value).endswith(f"run again: rm -r {linked}")  # and nothing of the publisher's folder
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_checkpoint_without_all_its_weights_is_refused(tmp_path, pickled: bool):
+    """Transformers would draw them at random, and only warn."""
+    folder = tiny_checkpoint(tmp_path / "model", pickled=pickled)
+    file = folder / ("pytorch_model.bin" if pickled else "model.safetensors")
+    weights = torch.load(file, weights_only=True) if pickled else load_file(file)
+    removed = next(name for name in weights if name.endswith("dense_h_to_4h.weight"))
+    del weights[removed]
+    torch.save(weights, file) if pickled else save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ForebearError, match=f"has no weights for {removed}"):
+        link_checkpoint(folder, tmp_path / "linked") if pickled else load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

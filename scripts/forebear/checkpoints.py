@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import forebear
-from forebear.errors import ForebearError
+from forebear.errors import ForebearError, shortened
 from forebear.heads import runs_own_code
 from forebear.manifests import (
     CODE,
@@ -108,13 +108,27 @@ def _convert(folder: Path, directory: Path, trust_remote_code: bool) -> None:
         raise ForebearError(f"{folder}: has neither safetensors nor pytorch_model.bin.")
     try:
         with _explained_code(folder, trust_remote_code):
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", weights_only=True, trust_remote_code=trust_remote_code, local_files_only=True
-            )
+            options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+            model = _from_weights(AutoModelForCausalLM, folder, dtype="auto", weights_only=True, **options)
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise ForebearError(f"{folder}: pytorch_model.bin cannot be read as plain weights ({reason}).") from error
     model.save_pretrained(directory)
+
+
+def _from_weights(kind: type, directory: str | Path, **options) -> PreTrainedModel:
+    """The model of a folder, all of whose weights are there: transformers fills in random ones and merely warns.
+
+    Raises:
+        ForebearError: naming the weights that are not in the folder.
+    """
+    model, loaded = kind.from_pretrained(directory, output_loading_info=True, **options)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ForebearError(
+            f"{directory}: has no weights for {shortened(missing)} of {type(model).__name__}, which would be random; "
+            "take a checkpoint that was saved with its head, or whose config names the class that it was saved from."
+        )
+    return model
 
 
 def versions() -> dict[str, str]:
@@ -195,7 +209,7 @@ def load_model(
         trust_remote_code: run the Python code that the checkpoint brings, and say so.
 
     Raises:
-        ForebearError: the checkpoint needs its own code, and that is not trusted.
+        ForebearError: the checkpoint needs its own code, and that is not trusted; or lacks some of its weights.
     """
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     with _explained_code(directory, trust_remote_code):
@@ -208,7 +222,7 @@ def load_model(
         device = device_for(gpus)
         if gpus > 1:
             options["device_map"] = "balanced"
-        model = kind.from_pretrained(directory, use_safetensors=True, **options)
+        model = _from_weights(kind, directory, use_safetensors=True, **options)
     return (model if gpus > 1 else model.to(device)).eval().requires_grad_(False)
 
 
