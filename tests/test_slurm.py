@@ -59,7 +59,8 @@ def killed(tmp_path_factory) -> dict[str, int]:
 
 def submit(folder: Path, *arguments: str) -> subprocess.Popen:
     """Start Snakemake with the profile; this cluster has no database, and its jobs are short."""
-    command = [sys.executable, "-m", "snakemake", *arguments, "--profile", str(ROOT / "profiles/slurm")]
+    command = ["env", "--default-signal=INT"]  # a shell's background job, as these tests may be, ignores it
+    command += [sys.executable, "-m", "snakemake", *arguments, "--profile", str(ROOT / "profiles/slurm")]
     command += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
     environment = {**os.environ, "PYTHONPATH": f"{folder}/scripts:{ROOT}/scripts"}  # the copy's engine, if it has one
     with (folder / "snakemake.log").open("w") as log:
