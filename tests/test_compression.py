@@ -10,25 +10,14 @@ from forebear import compression
 from forebear.blocks import Block, tracked_blocks
 from forebear.compression import FLOOR, Metric, compress, relative_residual
 from forebear.kronecker import Covariances, compute_eigenbasis
-from forebear.outer import OuterProducts
 from forebear.query_files import create_query_columns, read_query_columns
 from forebear.scoring import Request, pairwise_scores
+from random_matrices import low_rank, normal
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["fused", "per head"])
 def blocks(model, request):
     return tracked_blocks(model, split_heads=request.param)
-
-
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def low_rank(blocks, queries: int, rank: int) -> dict[str, OuterProducts]:
-    return {
-        b.name: OuterProducts(normal(2 * k, queries, rank, b.shape[0]), normal(2 * k + 1, queries, rank, b.shape[1]))
-        for k, b in enumerate(blocks)
-    }
 
 
 def covariance(seed: int, size: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from forebear.outer import OuterProducts, formed
 from forebear.partitions import Partition, by_map
 from forebear.query_files import create_query_columns, read_query_columns
 from forebear.scoring import Request, pairwise_scores, query_gradients, stream_query_gradients
+from random_matrices import low_rank, normal
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +111,6 @@ def gradients(model, blocks, documents):
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return {block.name: torch.stack([part[block.name] for part in parts]) for block in blocks}
-
-
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def low_rank(blocks, queries: int, rank: int) -> dict[str, OuterProducts]:
-    return {
-        b.name: OuterProducts(normal(2 * k, queries, rank, b.shape[0]), normal(2 * k + 1, queries, rank, b.shape[1]))
-        for k, b in enumerate(blocks)
-    }
 
 
 def dense_scores(gradients, columns, names, cosine: bool = False):

@@ -36,9 +36,8 @@ class Metric:
 
         def scaled(vectors: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             floor = FLOOR * values.mean()
-            roots = (
-                values + (floor if floor > 0 else 1)
-            ).sqrt()  # of a block that nothing goes through: the plain norm
+            # A block that nothing goes through has the plain norm.
+            roots = (values + (floor if floor > 0 else 1)).sqrt()
             return vectors * roots, vectors / roots
 
         left = basis.gradient[block.name], basis.gradient_values[block.name]
