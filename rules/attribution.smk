@@ -1,4 +1,5 @@
 # Query gradients → preconditioned queries → scores of every document for every query.
+# Where files are updated, the jobs keep what they hold of queries and estimators that are not new.
 
 
 rule compute_query_gradients:
@@ -6,7 +7,7 @@ rule compute_query_gradients:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
     output:
-        gradients="results/{study}/queries/gradients.h5",
+        gradients=update("results/{study}/queries/gradients.h5"),
     log:
         "results/{study}/logs/compute_query_gradients.log",
     conda:
@@ -45,7 +46,7 @@ rule precondition_queries:
         last=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
     output:
-        columns="results/{study}/queries/{stage}/{columns}.h5",
+        columns=update("results/{study}/queries/{stage}/{columns}.h5"),
     log:
         "results/{study}/logs/precondition_queries/{stage}-{columns}.log",
     wildcard_constraints:
@@ -85,7 +86,7 @@ rule solve_queries:
         last=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
     output:
-        columns="results/{study}/queries/{stage}/{columns}.h5",
+        columns=update("results/{study}/queries/{stage}/{columns}.h5"),
     log:
         "results/{study}/logs/solve_queries/{stage}-{columns}.log",
     wildcard_constraints:

@@ -13,7 +13,7 @@ from forebear.compression import Metric, compress, relative_residual
 from forebear.factor_files import stored_eigenbasis
 from forebear.manifests import point_digests
 from forebear.plan import budget_of, split_preconditioning
-from forebear.query_files import create_query_columns, read_query_columns
+from forebear.query_files import create_query_columns, origin_of, read_query_columns
 
 params, files = snakemake.params, snakemake.input
 queries = read_query_columns(files.columns, point_digests(files.last, files.queries))
@@ -22,8 +22,10 @@ device = device_for(params.gpus)
 room = budget_of(0, snakemake.resources.mem_mb, params.gpus).room  # preconditioning holds no less
 
 lost, whole = (torch.zeros(len(queries.losses)) for _ in range(2))
-attributes, places = {**queries.attributes, "rank": params.rank}, torch.from_numpy(queries.places)
-with create_query_columns(snakemake.output.columns, queries.losses, queries.blocks, attributes, places) as file:
+origin = origin_of(params, [files.columns, files.eigenbasis])
+attributes, places = {**queries.attributes, "rank": params.rank, "origin": origin}, torch.from_numpy(queries.places)
+path, keys = snakemake.output.columns, queries.keys
+with create_query_columns(path, queries.losses, queries.blocks, attributes, keys, places) as file:
     with measured() as cost:
         for part in split_preconditioning(queries.blocks, len(queries.losses), room):
             for block in part.blocks:

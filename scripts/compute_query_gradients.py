@@ -6,11 +6,10 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-import torch
-
+from forebear.datasets import read_records, record_key
 from forebear.plan import budget_of, plan_query_gradients
 from forebear.points import open_point
-from forebear.query_files import create_query_columns
+from forebear.query_files import create_query_columns, kept_columns, origin_of
 from forebear.scoring import stream_query_gradients
 
 params = snakemake.params
@@ -27,11 +26,13 @@ point = open_point(
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
 plan = plan_query_gradients(point.shape, budget, params.batch_tokens)
 print(plan)
-losses = torch.empty(len(point.examples))
-attributes = {"study": params.study, **point.digests}
-with create_query_columns(snakemake.output.gradients, losses, point.blocks, attributes) as file:
+path, keys = snakemake.output.gradients, [record_key(record) for record in read_records(snakemake.input.queries)]
+origin = origin_of(params, [snakemake.input.manifest])
+kept = kept_columns(path, origin, keys)
+losses, attributes = kept.losses(), {"study": params.study, **point.digests, "origin": origin}
+with create_query_columns(path, losses, point.blocks, attributes, keys, kept=kept) as file:
     with measured() as cost:
-        losses[:] = stream_query_gradients(
-            point.model, point.blocks, point.examples, plan.batch_tokens, file.write_part
-        )
+        losses[kept.missing] = stream_query_gradients(
+            point.model, point.blocks, point.examples, plan.batch_tokens, file.write_part, kept.missing
+        )[kept.missing]
     file.note(cost)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from forebear.bank import checked_folder, read_measurement, read_shards, write_bank, write_measurement
+from forebear.bank import checked_folder, read_measurements, read_shards, write_bank, write_measurements
 from forebear.checkpoints import load_model, load_tokenizer
-from forebear.datasets import encode, file_digest, read_records
+from forebear.datasets import encode, file_digest, read_records, record_key
 from forebear.heads import classes_by_label
 from forebear.progress import progress
 from forebear.store import read_attributes
@@ -21,20 +21,24 @@ from forebear.training import evaluate_losses
 params, files = snakemake.params, snakemake.input
 digest = read_attributes(files.subsets, "subsets")["data_digest"]
 keys = read_shards(files.shards, {"data_digest": digest})
-queries, query_digest = read_records(files.queries), file_digest(files.queries)
+records = read_records(files.queries)
+wanted = {record_key(record): record for record in records}
 
 measurements = []
 for key in progress(keys.values(), "measurements", "model"):
-    path = Path(params.bank) / key / f"{query_digest}.h5"
-    if not path.exists():
+    path = Path(params.bank) / key / "measurements.h5"
+    known = read_measurements(path)
+    new = {query: record for query, record in wanted.items() if query not in known}
+    if new:
         folder = checked_folder(path.parent / params.last)
         model = load_model(folder, params.gpus, trust_remote_code=params.trust_remote_code)
         tokenizer = load_tokenizer(folder, params.trust_remote_code)
-        examples = encode(queries, tokenizer, params.max_length, end=False, classes=classes_by_label(model))
-        losses = evaluate_losses(model, examples)
-        write_measurement(path, losses.numpy())
-    measurements.append(read_measurement(path))
+        classes = classes_by_label(model)
+        examples = encode(list(new.values()), tokenizer, params.max_length, end=False, classes=classes)
+        known |= dict(zip(new, evaluate_losses(model, examples).tolist(), strict=True))
+        write_measurements(path, known)
+    measurements.append([known[record_key(record)] for record in records])
 
 subset, seed = (np.array([getattr(retraining, name) for retraining in keys]) for name in ("subset", "seed"))
-attributes = {"study": params.study, "data_digest": digest, "query_data_digest": query_digest}
-write_bank(snakemake.output.bank, subset, seed, np.stack(measurements), attributes)
+attributes = {"study": params.study, "data_digest": digest, "query_data_digest": file_digest(files.queries)}
+write_bank(snakemake.output.bank, subset, seed, np.array(measurements, np.float32), attributes)

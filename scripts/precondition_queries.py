@@ -13,7 +13,7 @@ from forebear.checkpoints import device_for
 from forebear.links import open_link, open_segment
 from forebear.manifests import point_digests
 from forebear.plan import budget_of, split_preconditioning
-from forebear.query_files import create_query_columns, read_query_columns
+from forebear.query_files import create_query_columns, kept_columns, origin_of, read_query_columns
 
 params, files = snakemake.params, snakemake.input
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
@@ -24,12 +24,16 @@ if params.unrolled:
 else:
     apply, links = precondition_chain, [open_link(*part, queries.blocks, stored=True) for part in parts]
 
+path = snakemake.output.columns
+origin = origin_of(params, [files.gradients, *files.manifests, *files.records, *files.eigenbasis, *files.eigenvalues])
+kept = kept_columns(path, origin, queries.keys)
 room = budget_of(0, snakemake.resources.mem_mb, params.gpus).room
-attributes = {**queries.attributes, "columns": params.columns}
-with create_query_columns(snakemake.output.columns, queries.losses, queries.blocks, attributes) as file:
+attributes = {**queries.attributes, "columns": params.columns, "origin": origin}
+with create_query_columns(path, queries.losses, queries.blocks, attributes, queries.keys, kept=kept) as file:
+    new = queries.at(kept.missing)
     with measured() as cost:
-        for part in split_preconditioning(queries.blocks, len(queries.losses), room):
-            gradients = queries.of(part.blocks, part.queries)
+        for part in split_preconditioning(new.blocks, len(new.losses), room) if len(new.losses) else ():
+            gradients = new.of(part.blocks, part.queries)
             for block, columns in apply(gradients, part.blocks, links, device_for(params.gpus)).items():
-                file.write(block, part.queries, columns)
+                file.write(block, kept.missing[part.queries], columns)
     file.note(cost)

@@ -8,18 +8,24 @@ lease_devices(snakemake.params.gpus)
 
 import json
 
+import torch
+
 from forebear.gauss_newton import GaussNewton
 from forebear.links import open_link
 from forebear.manifests import point_digests
 from forebear.outer import formed
 from forebear.points import open_point
-from forebear.query_files import create_query_columns, read_query_columns
+from forebear.query_files import create_query_columns, kept_columns, origin_of, read_query_columns, solves_of
 from forebear.solved_chain import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
 
 params, files = snakemake.params, snakemake.input
 options = SolverOptions(**params.solvers)
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
-places = choose_queries(len(queries.losses), options.queries)
+chosen = queries.at(choose_queries(len(queries.losses), options.queries).numpy())
+path = snakemake.output.columns
+origin = origin_of(params, [files.gradients, *files.manifests, *files.records, *files.eigenbasis, *files.eigenvalues])
+kept = kept_columns(path, origin, chosen.keys)
+new = chosen.at(kept.missing)
 
 links = []
 for link, *sources in zip(
@@ -33,21 +39,18 @@ for link, *sources in zip(
     operator = GaussNewton(point.model, point.blocks, examples, params.batch_tokens)
     links.append(Link(link["point"], operator, curvature, scale))
 
-with measured() as cost:
-    gradients = {block: formed(part[places]) for block, part in queries.of(queries.blocks).items()}
-    columns, solutions = solve_chain(gradients, queries.blocks, links, params.solver, options, params.seed)
-solves = [
-    {
-        "point": link.name,
-        "sequences": len(link.gauss_newton.examples),
-        "iterations": solution.iterations.tolist(),
-        "residuals": solution.residuals.tolist(),
-    }
-    for link, solution in zip(links, solutions, strict=True)
-]
-print("\n".join(map(json.dumps, solves)))
-attributes = {**queries.attributes, "columns": params.columns, "solves": json.dumps(solves), **cost}
-output, losses = snakemake.output.columns, queries.losses[places]
-with create_query_columns(output, losses, queries.blocks, attributes, places) as file:
-    for block, solved in columns.items():
-        file.write(block, slice(None), solved)
+sequences = {link.name: len(link.gauss_newton.examples) for link in links}
+attributes = {**queries.attributes, "columns": params.columns, "sequences": json.dumps(sequences), "origin": origin}
+places = torch.from_numpy(chosen.places)
+with create_query_columns(path, chosen.losses, queries.blocks, attributes, chosen.keys, places, kept) as file:
+    with measured() as cost:
+        if len(new.losses):
+            gradients = {block: formed(part) for block, part in new.of(new.blocks).items()}
+            columns, solutions = solve_chain(gradients, new.blocks, links, params.solver, options, params.seed)
+            for block, solved in columns.items():
+                file.write(block, kept.missing, solved)
+            for link, solution in zip(links, solutions, strict=True):
+                file.write_part("iterations", link.name, kept.missing, solution.iterations)
+                file.write_part("residuals", link.name, kept.missing, solution.residuals)
+    file.note(cost)
+print("\n".join(map(json.dumps, solves_of(path))))

@@ -131,7 +131,7 @@ def test_any_partition_gives_the_dense_scores(
 def test_columns_are_read_from_their_file_in_parts(tmp_path, model, blocks, documents, columns, requests, expected):
     for name, tensors in columns.items():
         losses = torch.zeros(len(next(iter(tensors.values()))))
-        with create_query_columns(tmp_path / name, losses, blocks, {}) as file:
+        with create_query_columns(tmp_path / name, losses, blocks, {}, ["key"] * len(losses)) as file:
             for block, tensor in tensors.items():
                 file.write(block, slice(None), tensor)
     stored = {name: read_query_columns(tmp_path / name).columns for name in columns}

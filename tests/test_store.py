@@ -29,7 +29,7 @@ def test_tensors_come_back_by_block(tmp_path, covariances):
 
 def test_query_columns_bring_their_blocks(tmp_path):
     blocks = [Block("a/q0", "a", "attention", slice(2, 4), (2, 3), True)]
-    with create_query_columns(tmp_path / "q.h5", torch.zeros(5), blocks, {}) as file:
+    with create_query_columns(tmp_path / "q.h5", torch.zeros(5), blocks, {}, list("abcde")) as file:
         file.write("a/q0", slice(None), torch.ones(5, 2, 3))
     assert read_query_columns(tmp_path / "q.h5").blocks == blocks
 
@@ -37,7 +37,7 @@ def test_query_columns_bring_their_blocks(tmp_path):
 def test_query_columns_are_written_and_read_in_parts(tmp_path):
     blocks = [Block(name, name, "mlp", slice(0, 2), (2, 3), False) for name in ("a", "b")]
     columns, losses = {name: torch.rand(5, 2, 3) for name in "ab"}, torch.zeros(5)
-    with create_query_columns(tmp_path / "q.h5", losses, blocks, {"study": "s"}) as file:
+    with create_query_columns(tmp_path / "q.h5", losses, blocks, {"study": "s"}, list("abcde")) as file:
         for places in (torch.tensor([0, 3, 4]), torch.tensor([1, 2])):
             for name, column in columns.items():
                 file.write(name, places, column[places])

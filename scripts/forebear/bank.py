@@ -1,8 +1,8 @@
 """The bank of retrainings: subsets, the plan, and a folder for each retraining.
 
 A retraining's folder is named by a digest of everything that it depends on, and holds the
-models of its stages; beside them lie its measurements, one file for each file of queries. So a killed job loses at most the retraining in hand, more subsets and other
-queries only add files, and nothing is retrained twice.
+models of its stages, and what was measured at the last one, query by query. So a killed job loses
+at most the retraining in hand, and more subsets or queries only add what they add.
 """
 
 import hashlib
@@ -103,15 +103,19 @@ def checked_folder(path: str | Path) -> Path:
     return path
 
 
-def write_measurement(path: str | Path, measurements: np.ndarray) -> None:
+def write_measurements(path: str | Path, measurements: Mapping[str, float]) -> None:
+    """Measurements of one retraining, by the queries' `datasets.record_key`."""
     with create(path, "measurements", {}) as file:
-        file["measurements"] = measurements
+        file["keys"] = np.array(list(measurements), "S")
+        file["measurements"] = np.array(list(measurements.values()), np.float32)
 
 
-def read_measurement(path: str | Path) -> np.ndarray:
-    """[Q] measurements of one retraining."""
+def read_measurements(path: str | Path) -> dict[str, float]:
+    """What was measured so far at a retraining."""
+    if not Path(path).exists():
+        return {}
     with open_checked(path, "measurements") as file:
-        return file["measurements"][()]
+        return dict(zip(file["keys"].asstr()[()], file["measurements"][()].tolist(), strict=True))
 
 
 def write_subsets(path: str | Path, subsets: Mapping[str, np.ndarray], attributes: Attributes) -> None:

@@ -82,6 +82,12 @@ def read_records(path: str | Path, limit: int | None = None) -> list[dict]:
     return records
 
 
+def record_key(record: Mapping) -> str:
+    """Digest of what a model sees of a record: another id, or other relevant documents, make no other."""
+    seen = {field: record[field] for field in ("text", "prompt", "completion", "label") if field in record}
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+
+
 def _parse_record(raw: bytes, where: str) -> dict:
     try:
         record = json.loads(raw.decode("utf-8"))

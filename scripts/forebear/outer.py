@@ -10,6 +10,8 @@ import h5py
 import torch
 from torch import Tensor
 
+from forebear.store import Rows
+
 PAIRS = 1 << 21  # of terms that are multiplied at once: 8 MiB in float32
 
 
@@ -17,8 +19,8 @@ PAIRS = 1 << 21  # of terms that are multiplied at once: 8 MiB in float32
 class OuterProducts:
     """Matrices Σ_t g_t a_tᵀ, [Q, O, I], that were not formed; in memory, or in an open file."""
 
-    left: Tensor | h5py.Dataset  # g [Q, T, O], zero at padding
-    right: Tensor | h5py.Dataset  # a [Q, T, I]
+    left: Tensor | h5py.Dataset | Rows  # g [Q, T, O], zero at padding
+    right: Tensor | h5py.Dataset | Rows  # a [Q, T, I]
 
     def __len__(self) -> int:
         return len(self.left)
@@ -62,7 +64,7 @@ class OuterProducts:
 Matrices = Tensor | OuterProducts
 
 
-def in_memory(matrices: Matrices | h5py.Dataset, queries: slice) -> Matrices:
+def in_memory(matrices: Matrices | h5py.Dataset | Rows, queries: slice) -> Matrices:
     """Those of some queries, which may lie in an open file."""
     chosen = matrices[queries]
     return chosen if isinstance(chosen, OuterProducts) else torch.as_tensor(chosen)

@@ -1,15 +1,21 @@
 """The files of query gradients, raw and preconditioned, and the queries' losses.
 
 Preconditioned ones are `/{block}/columns` [Q, O, I]; compressed ones `/{block}/left` [Q, r, O] and
-`/{block}/right` [Q, r, I], with `/{block}/residuals` [Q], what is lost of the block. Raw ones are not formed: they are `/{block}/gradients` [Q, T, O] and
-`/{linear map}/activations` [Q, T, I]. They may be larger than memory, so they are written and
-read in parts.
+`/{block}/right` [Q, r, I], with `/{block}/residuals` [Q], what is lost of the block. Those of a
+solver have `/{point}/iterations` and `/{point}/residuals` [Q] of every inverse. Raw ones are not
+formed: they are `/{block}/gradients` [Q, T, O] and `/{linear map}/activations` [Q, T, I]. They may
+be larger than memory, so they are written and read in parts.
+
+A file also says what its columns depend on beside the query, as its `origin`, and which queries
+they are of, as `keys`. When it is written again with other queries, the columns that it has already
+are taken over, and only those of new queries are computed.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -18,25 +24,35 @@ import torch
 from torch import Tensor
 
 from forebear.blocks import Block
+from forebear.datasets import file_digest
+from forebear.errors import ForebearError
 from forebear.outer import Matrices, OuterProducts, in_memory
 from forebear.store import (
     SCORE_UNITS,
     Attributes,
+    Rows,
+    as_slice,
     create,
     datasets_of,
+    joined_cost,
+    open_checked,
     open_to_stay,
+    params_digest,
     read_attributes,
     write_tensor,
 )
+
+KIND = "query columns"
 
 
 @dataclass(frozen=True)
 class QueryColumns:
     """Query gradients, raw or preconditioned, with what is needed to use them without a model."""
 
-    columns: dict[str, h5py.Dataset | OuterProducts]  # block → [Q, O, I], in the file
+    columns: dict[str, h5py.Dataset | Rows | OuterProducts]  # block → [Q, O, I], in the file
     losses: Tensor  # [Q]
     places: np.ndarray  # [Q] which of the study's queries these are
+    keys: list[str]  # [Q] the queries' `datasets.record_key`
     blocks: list[Block]
     attributes: dict
 
@@ -50,23 +66,111 @@ class QueryColumns:
         """Of some blocks and queries, in memory."""
         return {block.name: in_memory(self.columns[block.name], queries) for block in blocks}
 
+    def at(self, rows: np.ndarray) -> "QueryColumns":
+        """Those of some of these queries, at increasing rows; they stay in the file."""
+
+        def some(part: h5py.Dataset | OuterProducts) -> Rows | OuterProducts:
+            if isinstance(part, OuterProducts):
+                return OuterProducts(Rows(part.left, rows), Rows(part.right, rows))
+            return Rows(part, rows)
+
+        columns = {block: some(part) for block, part in self.columns.items()}
+        keys = [self.keys[row] for row in rows]
+        return replace(self, columns=columns, losses=self.losses[rows], places=self.places[rows], keys=keys)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a file has already of the columns that are wanted now."""
+
+    file: h5py.File | None  # None where there is none of the same origin
+    rows: dict[int, int]  # row that is wanted → row in the file
+    missing: np.ndarray  # [M] rows that are wanted and not there, ascending
+
+    def losses(self) -> Tensor:
+        """[Q], NaN for those that are missing."""
+        losses = torch.full((len(self.rows) + len(self.missing),), torch.nan)
+        for row, old in self.rows.items():
+            losses[row] = float(self.file["losses"][old])
+        return losses
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """`seconds` and `peak_bytes` of the columns that are kept."""
+        return {key: self.file.attrs[key] for key in ("seconds", "peak_bytes")} if self.rows else {}
+
+
+def origin_of(params: Mapping, files: Sequence[str | Path]) -> str:
+    """Digest of all that columns depend on beside the queries.
+
+    Args:
+        params: of the job, JSON-compatible.
+        files: its inputs; what columns of queries say of their own origin stands for them.
+    """
+
+    def digest(path: str | Path) -> str:
+        if Path(path).suffix != ".h5":
+            return file_digest(path)
+        attributes = read_attributes(path)
+        return attributes.get("origin", attributes["content"])
+
+    return hashlib.sha256("".join([params_digest(params), *map(digest, files)]).encode()).hexdigest()
+
+
+def kept_columns(path: str | Path, origin: str, keys: Sequence[str]) -> Kept:
+    """Which of the wanted columns, by the queries' keys, a file has that was made in the same way."""
+    try:
+        file = open_to_stay(path, KIND, {"origin": origin})
+    except ForebearError:  # there is none, or none to be used
+        return Kept(None, {}, np.arange(len(keys)))
+    known = {key: row for row, key in enumerate(file["keys"].asstr()[()])}
+    rows = {row: known[key] for row, key in enumerate(keys) if key in known}
+    print(f"{len(rows)} of {len(keys)} queries are kept as they are")
+    return Kept(file, rows, np.setdiff1d(np.arange(len(keys)), list(rows)).astype(int))
+
 
 class QueryColumnsWriter:
-    """Takes columns as they are computed, and at last what it took."""
+    """Takes columns as they are computed, beside those that are kept, and at last what it took."""
 
-    def __init__(self, file: h5py.File, queries: int):
-        self._file, self._queries = file, queries
+    def __init__(self, file: h5py.File, queries: int, kept: Kept | None):
+        self._file, self._queries, self._kept = file, queries, kept
 
-    def write(self, block: str, queries: slice | Tensor, columns: Tensor) -> None:
-        """Columns [q, O, I] of the queries of a slice, or at increasing places [q]."""
-        self.write_part("columns", block, queries, columns)
+    def write(self, block: str, rows: slice | np.ndarray | Tensor, columns: Tensor) -> None:
+        """Columns [q, O, I] of the queries of a slice, or at increasing rows [q]."""
+        self.write_part("columns", block, rows, columns)
 
-    def write_part(self, kind: str, name: str, queries: slice | Tensor, vectors: Tensor) -> None:
+    def write_part(self, kind: str, name: str, rows: slice | np.ndarray | Tensor, vectors: Tensor) -> None:
         """What raw gradients are made of, as `scoring.stream_query_gradients` hands it on."""
-        write_tensor(self._file, vectors, name, kind, queries, self._queries)
+        self._keep(f"{name}/{kind}", tuple(vectors.shape[1:]))
+        rows = rows if isinstance(rows, slice) else as_slice(np.asarray(rows))
+        write_tensor(self._file, vectors, name, kind, rows, self._queries)
 
-    def note(self, attributes: Attributes) -> None:
-        self._file.attrs.update(attributes)
+    def note(self, cost: Attributes) -> None:
+        """`seconds` and `peak_bytes`, to which those of the kept columns are added, and what else there is to say."""
+        self._file.attrs.update(joined_cost(self._kept.cost if self._kept else {}, cost))
+
+    def keep_rest(self) -> None:
+        """Take over the datasets of which nothing was written."""
+
+        def visit(name: str, item: object) -> None:
+            if isinstance(item, h5py.Dataset) and "/" in name:
+                self._keep(name, item.shape[1:])
+
+        if self._kept and self._kept.rows:
+            self._kept.file.visititems(visit)
+
+    def _keep(self, name: str, shape: tuple[int, ...]) -> None:
+        """Begin a dataset with the kept rows, which among other queries may have more or less padding after their tokens."""
+        if name in self._file or not (self._kept and self._kept.rows):
+            return
+        source = self._kept.file[name]
+        target = self._file.create_dataset(name, (self._queries, *shape), source.dtype)
+        for row, old in self._kept.rows.items():
+            values = source[old]
+            both = tuple(map(slice, map(min, shape, values.shape)))
+            fitted = np.zeros(shape, source.dtype)
+            fitted[both] = values[both]
+            target[row] = fitted
 
 
 @contextmanager
@@ -75,24 +179,32 @@ def create_query_columns(
     losses: Tensor,
     blocks: Sequence[Block],
     attributes: Attributes,
+    keys: Sequence[str],
     places: Tensor | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[QueryColumnsWriter]:
     """A file of columns, which appears when the block ends.
 
     Args:
         losses: [Q], read when the block ends.
+        attributes: among them `origin`, see `origin_of`.
+        keys: [Q], the queries' `datasets.record_key`.
         places: [Q], which of the study's queries these are; all of them by default.
+        kept: what is taken over of the file that is there.
     """
     described = json.dumps([{**asdict(block), "rows": [block.rows.start, block.rows.stop]} for block in blocks])
-    with create(path, "query columns", {**attributes, **SCORE_UNITS, "blocks": described}) as file:
-        yield QueryColumnsWriter(file, len(losses))
+    with create(path, KIND, {**attributes, **SCORE_UNITS, "blocks": described}) as file:
+        writer = QueryColumnsWriter(file, len(losses), kept)
+        yield writer
+        writer.keep_rest()
         file["losses"] = losses.numpy()
         file["places"] = np.arange(len(losses)) if places is None else places.numpy()
+        file["keys"] = np.array(keys, "S")
 
 
 def read_query_columns(path: str | Path, expected: Attributes | None = None) -> QueryColumns:
     """The columns stay in the file, which stays open."""
-    file = open_to_stay(path, "query columns", expected)
+    file = open_to_stay(path, KIND, expected)
     described = json.loads(file.attrs["blocks"])
     blocks = [Block(**{**b, "rows": slice(*b["rows"]), "shape": tuple(b["shape"])}) for b in described]
     losses, places = torch.from_numpy(file["losses"][()]), file["places"][()]
@@ -104,9 +216,17 @@ def read_query_columns(path: str | Path, expected: Attributes | None = None) -> 
         columns = {block.name: OuterProducts(left[block.name], right[block.name]) for block in blocks}
     else:
         columns = datasets_of(file, "columns")
-    return QueryColumns(columns, losses, places, blocks, dict(file.attrs))
+    return QueryColumns(columns, losses, places, list(file["keys"].asstr()[()]), blocks, dict(file.attrs))
 
 
 def solves_of(path: str | Path) -> list[dict]:
-    """Of queries that a solver made: each stage's `sequences`, and every query's `iterations` and `residuals`."""
-    return json.loads(read_attributes(path, "query columns")["solves"])
+    """Of queries that a solver made: each stage's `point` and `sequences`, and every query's `iterations` and `residuals`."""
+    with open_checked(path, KIND, content=False) as file:
+        return [
+            {
+                "point": point,
+                "sequences": sequences,
+                **{key: file[f"{point}/{key}"][()].tolist() for key in ("iterations", "residuals")},
+            }
+            for point, sequences in json.loads(file.attrs["sequences"]).items()
+        ]

@@ -1,15 +1,22 @@
-"""A long matrix that is written row by row, so that a killed job goes on where it was."""
+"""A long matrix that is written row by row, so that a killed job goes on where it was.
+
+Its rows are documents and its columns queries. Where other queries are asked for, those that the
+finished file has already are taken over, and only the others' columns are to be written.
+"""
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from forebear.errors import ForebearError
-from forebear.store import FORMAT, Attributes, check_scores, content_digest, open_checked
+from forebear.store import FORMAT, Attributes, check_scores, content_digest, joined_cost, open_checked
 from forebear.writing import explained_write
+
+OF_QUERIES = ("query_data_digest",)  # attributes that may differ where queries are kept
 
 
 def is_current(path: str | Path, kind: str, expected: Attributes) -> bool:
@@ -32,6 +39,9 @@ class ResumableMatrix:
     Args:
         documents: [rows] places in the data set, ascending, of the documents of a shard; the
             file keeps them. By default the rows are all documents.
+        keys: [columns] what names a column, whichever others there are; without them none is
+            taken over.
+        places: the columns that are to be written, ascending, the others staying NaN; all by default.
     """
 
     def __init__(
@@ -41,8 +51,11 @@ class ResumableMatrix:
         attributes: Attributes,
         shape: tuple[int, int],
         documents: np.ndarray | None = None,
+        keys: Sequence[str] = (),
+        places: np.ndarray | None = None,
     ):
         self.path = Path(path)
+        self._keys, self._places = list(keys), np.arange(shape[1]) if places is None else places
         self._documents = np.arange(shape[0]) if documents is None else documents
         self._sharded = documents is not None
         if self._sharded:
@@ -55,7 +68,7 @@ class ResumableMatrix:
             return
         with explained_write(self._partial):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._reopen() or self._new()
+            self._file = self._reopen() or self._new(kind, attributes)
 
     def _reopen(self) -> h5py.File | None:
         """The file of an interrupted job, if it is whole and of the same job."""
@@ -70,15 +83,42 @@ class ResumableMatrix:
             pass
         return None
 
-    def _new(self) -> h5py.File:
+    def _new(self, kind: str, attributes: Attributes) -> h5py.File:
         file = h5py.File(self._partial, "w")
         file.attrs.update(self._attributes)
         file.create_dataset("matrix", self._shape, np.float32, fillvalue=np.nan)
         file.create_dataset("written", self._shape[:1], bool)
         if self._sharded:
             file["documents"] = self._documents
+        if self._keys:
+            file["keys"] = np.array(self._keys, "S")
+        self._take_over(file, kind, {key: value for key, value in attributes.items() if key not in OF_QUERIES})
         file.flush()
         return file
+
+    def _take_over(self, file: h5py.File, kind: str, expected: Attributes) -> None:
+        """Write the columns that the finished file has, and in /kept: the rows, the columns that are left, the cost."""
+        kept, rows, new = file.create_group("kept"), np.zeros(self._shape[0], bool), self._places
+        try:
+            with open_checked(self.path, kind, expected) as old:
+                exact = old["exact"][()] if "exact" in old else ~rows
+                matrix, columns = old["matrix"][()], list(old["keys"].asstr()[()]) if "keys" in old else []
+                cost = {key: old.attrs[key] for key in ("seconds", "peak_bytes") if key in old.attrs}
+        except ForebearError:  # there is none, or none to be used
+            columns = []
+        # A column of NaN is a query that was left out.
+        known = {key: column for column, key in enumerate(columns) if not np.isnan(matrix[exact, column]).any()}
+        places = np.array([place for place in self._places if self._keys and self._keys[place] in known], int)
+        if len(places):
+            taken = np.full(self._shape, np.nan, np.float32)
+            taken[np.ix_(exact, places)] = matrix[np.ix_(exact, [known[self._keys[place]] for place in places])]
+            file["matrix"][:] = taken
+            rows, new = exact, np.setdiff1d(self._places, places)
+            kept.attrs.update(cost)
+            print(f"{self.path}: {len(places)} of {len(self._places)} queries are kept as they are")
+        kept["rows"], kept["new"] = rows, new
+        if not len(new):
+            file["written"][:] = rows
 
     @property
     def written(self) -> np.ndarray:
@@ -91,33 +131,45 @@ class ResumableMatrix:
         return self._documents[~self.written]
 
     @property
+    def kept(self) -> np.ndarray:
+        """Places of the documents of which only the columns `new` are to be written, ascending."""
+        return self._documents[self._file["kept/rows"][()]]
+
+    @property
+    def new(self) -> np.ndarray:
+        """Columns that were not taken over, ascending."""
+        return self._file["kept/new"][()]
+
+    @property
     def values(self) -> np.ndarray:
         """[rows, columns] of a matrix that is not finished, NaN where nothing has been written."""
         return np.where(self.written[:, None], self._file["matrix"][()], np.float32(np.nan))
 
     def write(self, documents: np.ndarray, values: np.ndarray, columns: np.ndarray | None = None) -> None:
-        """Write some documents' rows; `values` is [n, columns], or only `columns` of them, the others staying NaN.
+        """Write some documents' rows; `values` is [n, columns], or only `columns` of them, the others staying as they are.
 
         Raises:
             ForebearError: a row has NaN or infinite values.
         """
         check_scores(self.path, documents, values)
-        if columns is not None:
-            whole = np.full((len(documents), self._shape[1]), np.nan, np.float32)
-            whole[:, columns] = values
-            values = whole
         rows = np.searchsorted(self._documents, documents)
         order = np.argsort(rows)  # h5py wants increasing indices
+        rows, values = rows[order], values[order]
+        if columns is not None:
+            whole = self._file["matrix"][rows]
+            whole[:, columns] = values
+            values = whole
         with explained_write(self._partial):
-            self._file["matrix"][rows[order]] = values[order]
+            self._file["matrix"][rows] = values
             self._file.flush()  # the rows first, so that the mask never speaks of rows that a kill has lost
-            self._file["written"][rows[order]] = True
+            self._file["written"][rows] = True
             self._file.flush()
 
     def finish(self, attributes: Attributes, rest: np.ndarray | None = None) -> None:
         """Add last attributes and give the file its final name; one that was finished only becomes the newest.
 
         Args:
+            attributes: to `seconds` and `peak_bytes` is added what the columns took that were taken over.
             rest: [rows, columns], of which the rows that were not written are taken; the file's
                 dataset `exact` [rows] then says which were.
         """
@@ -131,7 +183,9 @@ class ResumableMatrix:
                 written = self.written
                 self._file.require_dataset("exact", written.shape, bool)[:] = written
                 self._file["matrix"][:] = np.where(written[:, None], self._file["matrix"][()], rest)
-            self._file.attrs.update({**attributes, "complete": True})
+            before = dict(self._file["kept"].attrs)
+            del self._file["kept"]
+            self._file.attrs.update({**joined_cost(before, attributes), "complete": True})
             self._file.attrs["content"] = content_digest(self._file)
             self._file.close()
             os.replace(self._partial, self.path)

@@ -68,17 +68,20 @@ def stream_query_gradients(
     examples: Sequence[Example],
     batch_tokens: int,
     write: Callable[[str, str, Tensor, Tensor], None],
+    queries: Sequence[int] | None = None,
 ) -> Tensor:
     """The losses m of all queries, [Q]; what their gradients are made of goes to `write`.
 
     Args:
+        queries: places, ascending, of those that are wanted; the others' losses are NaN. All by default.
         write: called with ("activations", linear map, increasing places [B] of queries,
             a [B, T, I]) and ("gradients", block, places, g [B, T, O]), T being that of the
             longest query.
     """
-    losses = torch.empty(len(examples), dtype=working_dtype(model))
+    losses = torch.full((len(examples),), torch.nan, dtype=working_dtype(model))
     longest = max(len(example.ids) for example in examples)
-    for batch, captured in captured_batches(model, blocks, examples, batch_tokens, "query gradients"):
+    wanted = batch_indices(examples, batch_tokens, queries)
+    for batch, captured in captured_batches(model, blocks, examples, wanted, "query gradients"):
         places, order = batch.indices.sort()
         losses[places] = captured.losses.cpu()[order]
         vectors = {("activations", module): a for module, a in captured.activations.items()}

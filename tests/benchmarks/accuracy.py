@@ -1,7 +1,7 @@
 """What moves the accuracy of the default study: makes the tables of docs/accuracy.md.
 
     snakemake --cores 2 results/facts/evaluation.csv
-    python tests/benchmarks/accuracy.py            # everything, about an hour on one core
+    python tests/benchmarks/accuracy.py            # everything, about an hour and a half on one core
     python tests/benchmarks/accuracy.py halves     # one section
 
 Scores and further chains are kept in a cache folder, so that an interrupted run goes on
@@ -102,13 +102,14 @@ class Lab:
     def study_scores(self, estimator: str) -> np.ndarray:
         return read_scores(self.results / f"scores/pretraining/{estimator}.h5")[0]
 
-    def checkpoints(self) -> dict[int, Path]:
-        """Epoch → the study's own pretraining after it; it is trained again to get at them and at √v̂ of its end."""
-        folder = self.cache / "models/checkpoints"
+    def checkpoints(self, seed: int = 0, part: int | None = None) -> dict[int, Path]:
+        """Epoch → a chain's pretraining after it; it is trained again to get at them and at √v̂ of its end."""
+        folder = self.cache / f"models/checkpoints{'' if part is None else f'-seed{seed}-half{part}'}"
         epochs = {epoch: folder / str(epoch) for epoch in (2, 5, 8, 11, 14, 17)}
         schedule = Schedule(**self.study.stage("pretraining").training.model_dump())
-        per_epoch = -(-len(self.examples["pretraining"]) // schedule.batch_size)
-        model, steps = build_model(self.study.model, self.tokenizer, 0), 0
+        mask = None if part is None else self.halves[part]
+        per_epoch = -(-(len(self.examples["pretraining"]) if part is None else mask.sum()) // schedule.batch_size)
+        model, steps = build_model(self.study.model, self.tokenizer, seed), 0
 
         def keep(optimizer, *_):
             nonlocal steps
@@ -129,7 +130,7 @@ class Lab:
         if not (folder / "adam.safetensors").exists():
             handle = register_optimizer_step_post_hook(keep)
             try:
-                train(model, self.examples["pretraining"], schedule, (0, 0))
+                train(model, self.examples["pretraining"], schedule, (seed, 0), mask)
             finally:
                 handle.remove()
         return epochs
@@ -152,15 +153,16 @@ class Chain:
     def models(self) -> dict[str, torch.nn.Module]:
         return {name: load_model(folder) for name, folder in self.folders.items()}
 
-    def at(self, epoch: int) -> "Chain":
+    def at(self, epoch: int, checkpoints: dict[int, Path]) -> "Chain":
         """The same with the documents seen at an earlier checkpoint of pretraining."""
         folder = self.folders["finetuning"].parent
-        return Chain(self.lab, f"{self.name}-epoch{epoch}", folder, self.lab.checkpoints()[epoch])
+        return Chain(self.lab, f"{self.name}-epoch{epoch}", folder, checkpoints[epoch])
 
     def blocks(self, which: str) -> list[Block]:
         layers = tracked_blocks(self.models["pretraining"])
-        vocabulary, hidden = self.models["pretraining"].get_output_embeddings().weight.shape
-        head = Block("embed_out", "embed_out", "head", slice(0, vocabulary), (vocabulary, hidden), False)
+        output = self.models["pretraining"].get_output_embeddings()
+        name = next(n for n, module in self.models["pretraining"].named_modules() if module is output)
+        head = Block(name, name, "head", slice(0, output.out_features), tuple(output.weight.shape), False)
         return {
             "layers": layers,
             "mlp": [b for b in layers if b.kind == "mlp"],
@@ -316,8 +318,12 @@ def members(lab: Lab) -> Rows:
 @section
 def halves(lab: Lab) -> Rows:
     """Chains of different seeds, each on a half that is none of the ground truth's."""
-    relatif = [lab.chain(k + 1, k).relatif() for k in range(4)]
-    yield "4 chains, RelatIF: mean", np.mean(relatif, axis=0)
+    relatif = []
+    for number in (4, 8, 16, 24):
+        relatif += [lab.chain(k + 1, k).relatif() for k in range(len(relatif), number)]
+        yield f"{number} chains, RelatIF: mean", np.mean(relatif, axis=0)
+    relatif += [lab.member(k).relatif() for k in range(8)]
+    yield "24 chains and 8 of the bank, RelatIF: mean", np.mean(relatif, axis=0)
 
 
 @section
@@ -362,13 +368,36 @@ def labels(lab: Lab) -> Rows:
 @section
 def checkpoints(lab: Lab) -> Rows:
     """Documents and their curvature also at earlier checkpoints of one chain's pretraining, RelatIF."""
-    chain, kept = lab.chain(0), {}
-    for epoch in lab.checkpoints():
-        kept[epoch] = chain.at(epoch).relatif()
+    chain, kept, found = lab.chain(0), {}, lab.checkpoints()
+    for epoch in found:
+        kept[epoch] = chain.at(epoch, found).relatif()
         yield f"after epoch {epoch} of 20", kept[epoch]
     everything = np.stack([*kept.values(), chain.relatif()])
     yield "mean of all and the end: standardised", standardised(everything)
     yield "the last two and the end: standardised", standardised(everything[-3:])
+
+
+@section
+def halves_and_checkpoints(lab: Lab) -> Rows:
+    """Eight chains of `halves`, each also at earlier checkpoints of its pretraining, RelatIF; all means standardised."""
+    ends, earlier = [], {8: [], 14: []}
+    for k in range(8):
+        chain, found = lab.chain(k + 1, k), lab.checkpoints(k + 1, k)
+        ends.append(chain.relatif())
+        for epoch, scores in earlier.items():
+            scores.append(chain.at(epoch, found).relatif())
+    yield "at the end", standardised(np.stack(ends))
+    for epoch, scores in earlier.items():
+        yield f"after epoch {epoch}", standardised(np.stack(scores))
+    yield "at all three", standardised(np.stack([*ends, *earlier[8], *earlier[14]]))
+
+
+@section
+def halves_with_head(lab: Lab) -> Rows:
+    """Chains of `halves` with the output head as a further block, RelatIF."""
+    relatif = [lab.chain(k + 1, k).relatif(Variant(blocks="layers+head")) for k in range(8)]
+    for number in (4, 8):
+        yield f"{number} chains: mean", np.mean(relatif[:number], axis=0)
 
 
 @section

@@ -30,7 +30,7 @@ LENGTH = 64
 
 
 def write_columns(path: Path, blocks: list[Block], queries: int, rank: int | None) -> None:
-    with create_query_columns(path, torch.zeros(queries), blocks, {}) as file:
+    with create_query_columns(path, torch.zeros(queries), blocks, {}, ["key"] * queries) as file:
         for block in blocks:
             for one in (slice(k, k + 1) for k in range(queries)):
                 if rank is None:

@@ -44,6 +44,7 @@ SETTINGS = {
     "the same again": {},
     "factors and scores with 2 threads": {"threads": 2},
     "batch_tokens 512": {"batch_tokens": 512},
+    "queries added one by one": {"additions": len(RECORDS["queries"])},
     "factors and scores with AVX2 alone": {"environment": OLDER},
     "training with 2 threads": {"training_threads": 2},
     "training with AVX2 alone": {"training_environment": OLDER},
@@ -58,8 +59,8 @@ def train_model(folder: Path, threads: int) -> None:
     save_checkpoint(folder, model, tokenizer)
 
 
-def score(folder: Path, threads: int, batch_tokens: int) -> np.ndarray:
-    """[N, Q] scores of single-stage EK-FAC."""
+def score(folder: Path, threads: int, batch_tokens: int, additions: int) -> np.ndarray:
+    """[N, Q] scores of single-stage EK-FAC, some of the queries at a time."""
     torch.set_num_threads(threads)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     documents = encode(RECORDS["pretraining"], tokenizer, 64)
@@ -68,15 +69,16 @@ def score(folder: Path, threads: int, batch_tokens: int) -> np.ndarray:
     curvature = fit_curvature(
         ChainStage(model, documents, Damping(relative=1e-3)), blocks, FactorOptions(0, batch_tokens, 1)
     )
-    gradients, _ = query_gradients(model, blocks, queries, batch_tokens)
-    columns = {"ekfac": precondition_chain(gradients, blocks, [(curvature, 1.0)])}
-    scores = np.empty((len(documents), len(queries)), np.float32)
-
-    def write(_: str, places: np.ndarray, values: np.ndarray) -> None:
-        scores[places] = values
-
     requests = {"ekfac": Request("ekfac", frozenset(block.name for block in blocks))}
-    pairwise_scores(model, blocks, documents, columns, requests, batch_tokens, write)
+    scores = np.empty((len(documents), len(queries)), np.float32)
+    for some in np.array_split(np.arange(len(queries)), additions):
+        gradients, _ = query_gradients(model, blocks, [queries[place] for place in some], batch_tokens)
+        columns = {"ekfac": precondition_chain(gradients, blocks, [(curvature, 1.0)])}
+
+        def write(_: str, places: np.ndarray, values: np.ndarray, some: np.ndarray = some) -> None:
+            scores[np.ix_(places, some)] = values
+
+        pairwise_scores(model, blocks, documents, columns, requests, batch_tokens, write)
     return scores
 
 
@@ -92,8 +94,8 @@ def measured(folder: Path, setting: dict) -> np.ndarray:
         setting.get("training_threads", 1),
         environment=setting.get("training_environment", {}),
     )
-    arguments = (folder / "model", setting.get("threads", 1), setting.get("batch_tokens", 4096), folder / "scores.npy")
-    run("score", *arguments, environment=setting.get("environment", {}))
+    options = [setting.get(key, default) for key, default in (("threads", 1), ("batch_tokens", 4096), ("additions", 1))]
+    run("score", folder / "model", *options, folder / "scores.npy", environment=setting.get("environment", {}))
     return np.load(folder / "scores.npy", allow_pickle=False)
 
 
@@ -119,4 +121,4 @@ if __name__ == "__main__":
     elif job[0] == "train":
         train_model(Path(job[1]), int(job[2]))
     else:
-        np.save(job[4], score(Path(job[1]), int(job[2]), int(job[3])))
+        np.save(job[5], score(Path(job[1]), *map(int, job[2:5])))

@@ -1,0 +1,348 @@
+"""More queries: what is there of the others is taken over, and only the new ones are computed."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conftest import random_examples
+from copies import ROOT, copy_workflow, snakemake
+from forebear.blocks import Block, tracked_blocks
+from forebear.datasets import record_key
+from forebear.outer import OuterProducts
+from forebear.query_files import create_query_columns, kept_columns, origin_of, read_query_columns
+from forebear.resumable import ResumableMatrix
+from forebear.scoring import query_gradients, stream_query_gradients
+
+BLOCKS = [Block(name, name, "mlp", slice(0, 2), (2, 3), False) for name in ("a", "b")]
+
+
+def test_a_query_is_known_by_what_the_model_sees_of_it():
+    query = {"id": "1", "prompt": "The capital of Cuba is", "completion": "Havana", "relevant": ["7"]}
+    assert record_key(query) == record_key({**query, "id": "2", "relevant": []})
+    assert record_key(query) != record_key({**query, "completion": "Lima"})
+    assert record_key({"text": "a", "label": "x"}) != record_key({"text": "a", "label": "y"})
+
+
+def write(path: Path, keys: str, origin: str, values: dict[str, float], kept=None) -> None:
+    """Columns and losses that say whose they are; of kept queries only those that are missing."""
+    missing = np.arange(len(keys)) if kept is None else kept.missing
+    losses = torch.tensor([values[key] for key in keys])
+    with create_query_columns(path, losses, BLOCKS, {"origin": origin}, list(keys), kept=kept) as file:
+        for block in BLOCKS if len(missing) else ():
+            file.write(block.name, missing, losses[missing, None, None].expand(-1, 2, 3).contiguous())
+        file.note({"seconds": 1.0, "peak_bytes": 5.0})
+
+
+@pytest.mark.parametrize("wanted", ["abc", "abcd", "xcay", "b", "cba", "dxy"])
+def test_columns_of_queries_that_are_there_stay(tmp_path, wanted):
+    path, old = tmp_path / "q.h5", {"a": 1.0, "b": 2.0, "c": 3.0}
+    write(path, "abc", "one", old)
+    new = {key: 10.0 + ord(key) for key in wanted}  # were an old one computed again, it would be another
+    kept = kept_columns(path, "one", list(wanted))
+    assert [wanted[row] for row in kept.missing] == [key for key in wanted if key not in old]
+    write(path, wanted, "one", new, kept)
+    again = read_query_columns(path)
+    expected = [old.get(key, new[key]) for key in wanted]
+    for block in BLOCKS:
+        assert again.of(BLOCKS)[block.name][:, 1, 2].tolist() == expected
+    assert again.keys == list(wanted)
+    assert again.attributes["seconds"] == (2.0 if any(key in old for key in wanted) else 1.0)
+
+
+def test_losses_of_kept_columns_are_kept_too(tmp_path):
+    write(tmp_path / "q.h5", "abc", "one", {"a": 1.0, "b": 2.0, "c": 3.0})
+    losses = kept_columns(tmp_path / "q.h5", "one", list("cxa")).losses()
+    assert losses[[0, 2]].tolist() == [3.0, 1.0]
+    assert losses[1].isnan()
+
+
+def test_columns_that_were_made_otherwise_or_changed_by_hand_are_not_kept(tmp_path):
+    path = tmp_path / "q.h5"
+    assert kept_columns(path, "one", ["a"]).missing.tolist() == [0]  # there is none yet
+    write(path, "ab", "one", {"a": 1.0, "b": 2.0})
+    assert kept_columns(path, "one", ["a"]).missing.tolist() == []
+    assert kept_columns(path, "two", ["a"]).missing.tolist() == [0]
+    with h5py.File(path, "r+") as file:
+        file["a/columns"][0] = 7
+    assert kept_columns(path, "one", ["a"]).missing.tolist() == [0]
+
+
+def test_the_origin_follows_parameters_and_files_but_not_the_queries(tmp_path):
+    (tmp_path / "data.jsonl").write_text("1")
+    write(tmp_path / "q.h5", "ab", "one", {"a": 1.0, "b": 2.0})
+    files = [tmp_path / "q.h5", tmp_path / "data.jsonl"]
+    origin = origin_of({"damping": 0.1}, files)
+    assert origin != origin_of({"damping": 0.2}, files)
+    write(tmp_path / "q.h5", "xyz", "one", dict.fromkeys("xyz", 3.0))
+    assert origin == origin_of({"damping": 0.1}, files)
+    write(tmp_path / "q.h5", "xyz", "two", dict.fromkeys("xyz", 3.0))
+    assert origin != origin_of({"damping": 0.1}, files)
+    write(tmp_path / "q.h5", "xyz", "one", dict.fromkeys("xyz", 3.0))
+    (tmp_path / "data.jsonl").write_text("2")
+    assert origin != origin_of({"damping": 0.1}, files)
+
+
+@pytest.mark.parametrize("lengths", [[5, 7, 4, 9], [5, 7, 4, 3]], ids=["a longer one", "shorter ones"])
+def test_gradients_are_kept_whatever_the_padding(tmp_path, model, lengths):
+    """Raw gradients are over tokens, as many as the longest query has."""
+    blocks, queries, path = tracked_blocks(model), random_examples(3, lengths=lengths), tmp_path / "g.h5"
+    for examples, keys in ((queries[:2], "ab"), ([queries[0], *queries[2:]], "acd")):
+        kept = kept_columns(path, "one", list(keys))
+        losses = kept.losses().double()
+        with create_query_columns(path, losses, blocks, {"origin": "one"}, list(keys), kept=kept) as file:
+            found = stream_query_gradients(model, blocks, examples, 20, file.write_part, kept.missing)
+            assert found.isnan().tolist() == [row in kept.rows for row in range(len(keys))]
+            losses[kept.missing] = found[kept.missing]
+            file.note({"seconds": 1.0, "peak_bytes": 5.0})
+    assert kept.missing.tolist() == [1, 2]
+    stored, (gradients, expected) = read_query_columns(path), query_gradients(model, blocks, examples, 1000)
+    torch.testing.assert_close(stored.losses, expected, rtol=1e-6, atol=0)
+    for block in blocks:
+        found = stored.of([block])[block.name]
+        torch.testing.assert_close(found.formed(), gradients[block.name].formed())
+        assert isinstance(stored.at(np.array([0, 2])).columns[block.name], OuterProducts)
+        some = stored.at(np.array([0, 2])).of([block])[block.name]
+        torch.testing.assert_close(some.formed(), gradients[block.name].formed()[[0, 2]])
+
+
+class Scores:
+    """A matrix [5, Q] of 10 · document + query's value, written as a job would."""
+
+    def __init__(self, path: Path):
+        self.path, self.written = path, []
+
+    def open(self, keys: str, places=None, data: str = "", documents=None, **attributes) -> ResumableMatrix:
+        shape = (5 if documents is None else len(documents), len(keys))
+        attributes = {"engine": "e", "query_data_digest": data or keys, **attributes}
+        return ResumableMatrix(self.path, "scores", attributes, shape, documents, list(keys), places)
+
+    def fill(self, matrix: ResumableMatrix, keys: str, documents=None) -> None:
+        for document in matrix.missing if documents is None else documents:
+            columns = matrix.new if document in matrix.kept else matrix._places
+            self.written += [(document, keys[column]) for column in columns]
+            values = [10 * document + ord(keys[column]) for column in columns]
+            matrix.write(np.array([document]), np.array([values], np.float32), columns)
+
+
+def values(path: Path) -> np.ndarray:
+    with h5py.File(path) as file:
+        assert "kept" not in file
+        return file["matrix"][()]
+
+
+def expected(keys: str) -> np.ndarray:
+    return np.array([[10 * document + ord(key) for key in keys] for document in range(5)], np.float32)
+
+
+@pytest.fixture
+def scores(tmp_path) -> Scores:
+    scores = Scores(tmp_path / "s.h5")
+    scores.fill(matrix := scores.open("abc"), "abc")
+    matrix.finish({"seconds": 2.0, "peak_bytes": 7.0})
+    scores.written.clear()
+    return scores
+
+
+@pytest.mark.parametrize("wanted", ["abcd", "xcay", "cb", "b", "xyz"])
+def test_scores_of_queries_that_are_there_stay(scores, wanted):
+    matrix = scores.open(wanted)
+    new = [key for key in wanted if key not in "abc"]
+    assert not matrix.finished
+    assert [wanted[column] for column in matrix.new] == new
+    scores.fill(matrix, wanted)
+    assert scores.written == [(document, key) for document in range(5) for key in new]
+    matrix.finish({"seconds": 1.0, "peak_bytes": 3.0})
+    assert (values(scores.path) == expected(wanted)).all()
+    with h5py.File(scores.path) as file:
+        assert file.attrs["seconds"] == (1.0 if wanted == "xyz" else 3.0)
+        assert file.attrs["peak_bytes"] == (3.0 if wanted == "xyz" else 7.0)
+    assert scores.open(wanted).finished
+
+
+def test_scores_of_other_code_are_not_kept(scores):
+    matrix = scores.open("abcd", engine="another")
+    assert matrix.new.tolist() == [0, 1, 2, 3]
+    assert len(matrix.kept) == 0
+
+
+def test_an_interrupted_pass_with_new_queries_is_continued(scores):
+    matrix = scores.open("dab")
+    scores.fill(matrix, "dab", [1, 3])
+    matrix._file.close()  # killed here
+    matrix = scores.open("dab")
+    assert matrix.new.tolist() == [0]
+    assert matrix.missing.tolist() == [0, 2, 4]
+    scores.fill(matrix, "dab")
+    matrix.finish({"seconds": 1.0, "peak_bytes": 3.0})
+    assert (values(scores.path) == expected("dab")).all()
+
+
+def test_queries_that_a_solver_left_out_are_computed_when_they_are_wanted(tmp_path):
+    scores = Scores(tmp_path / "s.h5")
+    scores.fill(matrix := scores.open("abc", np.array([0, 2])), "abc")
+    matrix.finish({"seconds": 1.0, "peak_bytes": 1.0})
+    assert np.isnan(values(scores.path)[:, 1]).all()
+    scores.written.clear()
+    matrix = scores.open("abcd", np.array([0, 1, 3]))
+    scores.fill(matrix, "abcd")
+    assert {key for _, key in scores.written} == {"b", "d"}
+    matrix.finish({"seconds": 1.0, "peak_bytes": 1.0})
+    found = values(scores.path)
+    assert np.isnan(found[:, 2]).all()  # it is there, but no longer wanted
+    assert (found[:, [0, 1, 3]] == expected("abd")).all()
+
+
+def test_of_rescored_documents_only_the_exact_scores_stay(tmp_path):
+    scores, rest = Scores(tmp_path / "s.h5"), np.full((5, 2), -1, np.float32)
+    scores.fill(matrix := scores.open("ab"), "ab", [1, 4])
+    matrix.finish({"seconds": 1.0, "peak_bytes": 1.0}, rest=rest)
+    scores.written.clear()
+    matrix = scores.open("abc")
+    assert matrix.kept.tolist() == [1, 4]
+    scores.fill(matrix, "abc", [0, 4])
+    assert scores.written == [(0, "a"), (0, "b"), (0, "c"), (4, "c")]
+    matrix.finish({"seconds": 1.0, "peak_bytes": 1.0}, rest=np.full((5, 3), -1, np.float32))
+    found = values(scores.path)
+    assert (found[[0, 4]] == expected("abc")[[0, 4]]).all()
+    assert (found[[1, 2, 3]] == -1).all()
+
+
+def test_the_shards_of_a_matrix_keep_their_queries(tmp_path):
+    scores, documents = Scores(tmp_path / "s.h5"), np.array([1, 4])
+    scores.fill(matrix := scores.open("ab", documents=documents), "ab")
+    matrix.finish({"seconds": 1.0, "peak_bytes": 1.0})
+    scores.written.clear()
+    matrix = scores.open("ac", documents=documents)
+    scores.fill(matrix, "ac")
+    assert scores.written == [(1, "c"), (4, "c")]
+    matrix.finish({"seconds": 1.0, "peak_bytes": 1.0})
+    assert (values(scores.path) == expected("ac")[documents]).all()
+    assert len(scores.open("ac", documents=np.array([1, 3])).kept) == 0
+
+
+# The workflow.
+
+CAPITALS = {"Cuba": "Havana", "Peru": "Lima", "Chad": "N'Djamena", "Iran": "Tehran", "Mali": "Bamako", "Oman": "Muscat"}
+QUERIES = [
+    {"prompt": f"Q: What is the capital of {country}? A:", "completion": capital, "relevant": [country]}
+    for country, capital in CAPITALS.items()
+]
+OLD = QUERIES[:4]
+NEW = [QUERIES[4], *reversed(OLD[1:]), QUERIES[5]]  # one is gone, two are new, and the order is another
+
+
+def write_lines(path: Path, records: list[dict]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def study_on_files(folder: Path, queries: list[dict], variant: dict) -> Path:
+    """The tiny study on files of its own, run to a variant's targets."""
+    config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    study = config["studies"]["tiny"]
+    documents = {name: f"{name}.jsonl" for name in ("pretraining", "finetuning")}
+    study.update(corpus={"documents": documents, "queries": "queries.jsonl"}, **variant)
+    study["solvers"]["queries"] = 100
+    study["ground_truth"] = {"subsets": 3, "repeats": 3, "shards": 1}
+    copy_workflow(folder, config)
+    capitals = CAPITALS.items()
+    write_lines(
+        folder / "pretraining.jsonl",
+        [{"id": c, "text": f"{t} is the capital of {c}."} for c, t in capitals]
+        + [{"text": f"A long road leads out of {t}, and it has a number, which is {len(t)}."} for _, t in capitals],
+    )
+    pairs = [{"prompt": f"Q: Where is {town}? A:", "completion": country} for country, town in capitals]
+    write_lines(folder / "finetuning.jsonl", pairs)
+    return run_with(folder, queries, variant)
+
+
+def run_with(folder: Path, queries: list[dict], variant: dict) -> Path:
+    write_lines(folder / "queries.jsonl", queries)
+    targets = [scores_file(estimator) for estimator in variant["estimators"]]
+    run = snakemake(folder, *targets, *([] if "shards" in variant else ["results/tiny/ground_truth/bank.h5"]))
+    assert run.returncode == 0, run.stdout
+    return folder
+
+
+def scores_file(estimator: str) -> str:
+    return f"results/tiny/scores/pretraining/{estimator}.h5"
+
+
+def scores_of(folder: Path, estimator: str) -> np.ndarray:
+    with h5py.File(folder / scores_file(estimator)) as file:
+        return file["matrix"][()]
+
+
+def bank_of(folder: Path) -> tuple[np.ndarray, dict[Path, int]]:
+    """Measurements [R, Q], and when each of the models was finished."""
+    truth = folder / "results/tiny/ground_truth"
+    with h5py.File(truth / "bank.h5") as file:
+        measurements = file["measurements"][()]
+    manifests = (truth / "retrainings").glob("*/*/manifest.json")
+    return measurements, {path.relative_to(truth): path.stat().st_mtime_ns for path in manifests}
+
+
+def log_of(folder: Path, name: str) -> str:
+    return (folder / f"results/tiny/logs/{name}.log").read_text()
+
+
+VARIANTS = {
+    "in one pass": {"estimators": ["multistage-ekfac", "gradient-cosine", "cg"]},
+    "in shards and compressed": {
+        "estimators": ["multistage-ekfac", "gradient-cosine"],
+        "shards": 2,
+        "compression": {"rank": 2, "rescore": 1},
+        "top": 1,
+        "batch_tokens": 96,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda name: name.replace(" ", "-"))
+def finished(request, tmp_path_factory) -> tuple[Path, dict]:
+    variant = VARIANTS[request.param]
+    return study_on_files(tmp_path_factory.mktemp("old"), OLD, variant), variant
+
+
+@pytest.mark.slow
+def test_more_queries_only_add_work_and_give_what_a_run_from_scratch_gives(finished, tmp_path):
+    old, variant = finished
+    more = run_with(shutil.copytree(old, tmp_path / "more", copy_function=shutil.copy2), NEW, variant)
+    fresh = study_on_files(tmp_path / "fresh", NEW, variant)
+    places = [OLD.index(query) if query in OLD else -1 for query in NEW]
+    kept = [place for place, before in enumerate(places) if before >= 0]
+    jobs = ["compute_query_gradients", "precondition_queries/pretraining-multistage-ekfac"]
+    if "cg" in variant["estimators"]:
+        jobs.append("solve_queries/pretraining-cg")
+    for name in jobs:
+        assert "3 of 5 queries are kept as they are" in log_of(more, name)
+    for estimator in variant["estimators"]:
+        before, after, wanted = (scores_of(folder, estimator) for folder in (old, more, fresh))
+        np.testing.assert_allclose(after, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+        if "compression" not in variant:  # with it, other documents are scored again
+            assert (after[:, kept] == before[:, [places[place] for place in kept]]).all()
+    if "shards" not in variant:
+        (before, models), (after, same), (wanted, _) = map(bank_of, (old, more, fresh))
+        assert same == models
+        assert (after[:, kept] == before[:, [places[place] for place in kept]]).all()
+        np.testing.assert_allclose(after, wanted, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_another_list_of_relevant_documents_computes_no_scores(finished, tmp_path):
+    old, variant = finished
+    other = [{**query, "relevant": ["Cuba"]} for query in OLD]
+    folder = run_with(shutil.copytree(old, tmp_path / "relabelled", copy_function=shutil.copy2), other, variant)
+    logs = list((folder / "results/tiny/logs/compute_pairwise_scores").rglob("*.log"))
+    assert logs
+    for log in logs:
+        assert re.search("4 of 4 queries are kept", log.read_text())
+        assert not re.search(r"^scores: ", log.read_text(), re.MULTILINE)
+    for estimator in variant["estimators"]:
+        assert (scores_of(folder, estimator) == scores_of(old, estimator)).all()
