@@ -8,7 +8,7 @@ import numpy as np
 
 from forebear.datasets import file_digest, read_jsonl, read_records
 from forebear.evaluation import document_effects
-from forebear.reports import Compressed, proponents_markdown
+from forebear.reports import PartlyExact, proponents_markdown
 from forebear.score_files import read_exact, read_scores
 from forebear.writing import atomic_path
 
@@ -19,7 +19,7 @@ matrices, attributes = zip(*map(read_scores, files.scores, digests), strict=True
 compressed = None
 if "rank" in attributes[0]:
     exact = np.concatenate([read_exact(file) for file in files.scores])
-    compressed = Compressed(attributes[0]["rank"], max(found["residual"] for found in attributes), exact)
+    compressed = PartlyExact(attributes[0]["rank"], max(found["residual"] for found in attributes), exact)
 stages = dict(zip(params.stages, map(read_records, files.records), strict=True))
 page = proponents_markdown(
     params.study,

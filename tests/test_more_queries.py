@@ -1,8 +1,8 @@
 """More queries: what is there of the others is taken over, and only the new ones are computed."""
 
-import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -14,12 +14,19 @@ import yaml
 from conftest import random_examples
 from copies import ROOT, copy_workflow, snakemake
 from forebear.blocks import Block, tracked_blocks
-from forebear.datasets import record_key
+from forebear.checkpoints import save_checkpoint
+from forebear.datasets import record_key, write_records
 from forebear.outer import OuterProducts
+from forebear.points import open_point
 from forebear.query_files import create_query_columns, kept_columns, origin_of, read_query_columns
 from forebear.resumable import ResumableMatrix
+from forebear.score_files import read_scores
+from forebear.score_jobs import open_score_job
 from forebear.scoring import query_gradients, stream_query_gradients
+from forebear.training import build_model, build_tokenizer
 
+TINY = (ROOT / "tests/tiny.yaml").read_text()
+WORDS = ["Havana", "lies", "north", "of", "Lima", "and", "far", "from", "Oman", "where", "roads", "are", "long"]
 BLOCKS = [Block(name, name, "mlp", slice(0, 2), (2, 3), False) for name in ("a", "b")]
 
 
@@ -227,6 +234,67 @@ def test_the_shards_of_a_matrix_keep_their_queries(tmp_path):
     assert len(scores.open("ac", documents=np.array([1, 3])).kept) == 0
 
 
+# The job that scores, without the workflow.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = build_tokenizer([{"text": " ".join(WORDS)}])
+    save_checkpoint(folder, build_model(yaml.safe_load(TINY)["studies"]["tiny"]["model"], tokenizer, 0), tokenizer)
+    return folder
+
+
+def scored(folder: Path, checkpoint: Path, queries: list[dict], max_length: int, scores: str = "s.h5") -> dict:
+    """Scores by gradient products, updated in the folder; how many documents and columns were computed for them."""
+    files = {name: folder / f"{name}.jsonl" for name in ("records", "queries")}
+    files |= dict.fromkeys(("manifest", "last"), checkpoint / "manifest.json")
+    documents = [" ".join(WORDS[k : k + 3 + k % 4]) for k in range(6)]
+    write_records(files["records"], [{"text": text} for text in documents])
+    write_records(files["queries"], queries)
+    point = open_point(files["manifest"], files["queries"], max_length, 0, end=False)
+    keys = [record_key(query) for query in queries]
+    losses = torch.zeros(len(keys))
+    attributes = {**point.digests, "origin": "one"}
+    with create_query_columns(folder / "g.h5", losses, point.blocks, attributes, keys) as file:
+        losses[:] = stream_query_gradients(point.model, point.blocks, point.examples, 64, file.write_part)
+    params = {
+        "study": "tiny", "estimators": ["gradient-dot"], "columns": ["gradient"], "batch_tokens": 64, "engine": "e",
+        "max_length": max_length, "gpus": 0, "split_heads": False, "precision": "float32", "trust_remote_code": False,
+    }  # fmt: skip
+    job = open_score_job(params, {**files, "columns": [folder / "g.h5"]})
+    matrix = job.matrix(folder / scores, "scores", "gradient-dot", {})
+    computed = (0, 0) if matrix.finished else (len(matrix.missing), len(matrix.new))
+    job.score({"gradient-dot": matrix}, 64, 4000, 0)
+    matrix.finish({"seconds": 1.0, "peak_bytes": 1.0})
+    return {"computed": computed, "scores": read_scores(folder / scores)[0]}
+
+
+def test_a_pass_has_the_new_queries_alone(tmp_path, checkpoint):
+    queries = [{"prompt": a, "completion": b} for a, b in pairwise(WORDS)]
+    first = scored(tmp_path, checkpoint, queries[:4], 16)
+    assert first["computed"] == (6, 4)
+    assert scored(tmp_path, checkpoint, queries[:4], 16)["computed"] == (0, 0)
+    more = scored(tmp_path, checkpoint, [queries[5], *queries[1:5]], 16)
+    assert more["computed"] == (6, 2)
+    assert (more["scores"][:, 1:4] == first["scores"][:, 1:4]).all()
+    fresh = scored(tmp_path, checkpoint, [queries[5], *queries[1:5]], 16, "fresh.h5")
+    assert fresh["computed"] == (6, 5)
+    np.testing.assert_allclose(more["scores"], fresh["scores"], rtol=1e-4, atol=1e-6)
+    fewer = scored(tmp_path, checkpoint, queries[2:4], 16)
+    assert fewer["computed"] == (0, 0)
+    assert (fewer["scores"] == first["scores"][:, 2:4]).all()
+
+
+def test_scores_of_documents_that_were_cut_elsewhere_are_not_kept(tmp_path, checkpoint):
+    """The raw gradients of short queries are the same; those of the documents are not."""
+    queries = [{"prompt": a, "completion": b} for a, b in pairwise(WORDS[:4])]
+    long = scored(tmp_path, checkpoint, queries, 16)
+    short = scored(tmp_path, checkpoint, queries, 4)
+    assert short["computed"] == (6, 3)
+    assert not np.allclose(short["scores"], long["scores"])
+
+
 # The workflow.
 
 CAPITALS = {"Cuba": "Havana", "Peru": "Lima", "Chad": "N'Djamena", "Iran": "Tehran", "Mali": "Bamako", "Oman": "Muscat"}
@@ -238,13 +306,9 @@ OLD = QUERIES[:4]
 NEW = [QUERIES[4], *reversed(OLD[1:]), QUERIES[5]]  # one is gone, two are new, and the order is another
 
 
-def write_lines(path: Path, records: list[dict]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
 def study_on_files(folder: Path, queries: list[dict], variant: dict) -> Path:
     """The tiny study on files of its own, run to a variant's targets."""
-    config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    config = yaml.safe_load(TINY)
     study = config["studies"]["tiny"]
     documents = {name: f"{name}.jsonl" for name in ("pretraining", "finetuning")}
     study.update(corpus={"documents": documents, "queries": "queries.jsonl"}, **variant)
@@ -252,18 +316,18 @@ def study_on_files(folder: Path, queries: list[dict], variant: dict) -> Path:
     study["ground_truth"] = {"subsets": 3, "repeats": 3, "shards": 1}
     copy_workflow(folder, config)
     capitals = CAPITALS.items()
-    write_lines(
+    write_records(
         folder / "pretraining.jsonl",
         [{"id": c, "text": f"{t} is the capital of {c}."} for c, t in capitals]
         + [{"text": f"A long road leads out of {t}, and it has a number, which is {len(t)}."} for _, t in capitals],
     )
     pairs = [{"prompt": f"Q: Where is {town}? A:", "completion": country} for country, town in capitals]
-    write_lines(folder / "finetuning.jsonl", pairs)
+    write_records(folder / "finetuning.jsonl", pairs)
     return run_with(folder, queries, variant)
 
 
 def run_with(folder: Path, queries: list[dict], variant: dict) -> Path:
-    write_lines(folder / "queries.jsonl", queries)
+    write_records(folder / "queries.jsonl", queries)
     targets = [scores_file(estimator) for estimator in variant["estimators"]]
     run = snakemake(folder, *targets, *([] if "shards" in variant else ["results/tiny/ground_truth/bank.h5"]))
     assert run.returncode == 0, run.stdout

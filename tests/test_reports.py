@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from forebear.errors import ForebearError
-from forebear.reports import Compressed, escape, proponents_markdown
+from forebear.reports import PartlyExact, escape, proponents_markdown
 
 DOCUMENTS = [
     {"id": "d0", "stage": "first", "text": "The capital of France is Paris ."},
@@ -84,7 +84,7 @@ def test_introduction_says_what_scored_how_much_and_what_the_sign_means():
 
 
 def test_scores_of_compressed_queries_are_marked():
-    compressed = Compressed(8, 0.123, np.array([True, True, False, True]))
+    compressed = PartlyExact(8, 0.123, np.array([True, True, False, True]))
     text = proponents_markdown("facts", QUERIES, ANSWERS, DOCUMENTS, SCORES, 2, "multistage-ekfac", compressed)
     assert "queries of rank 8" in text
     assert "by 0.12 of the size" in text

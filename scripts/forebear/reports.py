@@ -19,7 +19,7 @@ _ESCAPES = str.maketrans(
 
 
 @dataclass(frozen=True)
-class Compressed:
+class PartlyExact:
     """How scores were made that are partly of compressed queries."""
 
     rank: int
@@ -35,7 +35,7 @@ def proponents_markdown(
     scores: np.ndarray,
     top: int,
     estimator: str,
-    compressed: Compressed | None = None,
+    compressed: PartlyExact | None = None,
 ) -> str:
     """The documents with the highest and lowest scores for every query, as a Markdown page.
 
@@ -111,7 +111,7 @@ def _how_to_read(estimator: str, documents: int, queries: int) -> str:
     )
 
 
-def _what_is_exact(compressed: Compressed) -> str:
+def _what_is_exact(compressed: PartlyExact) -> str:
     exact = compressed.exact
     return (
         f"Documents were first scored with queries of rank {compressed.rank} in each block. By the documents' "
@@ -148,7 +148,7 @@ def _section(
     documents: list[dict],
     column: np.ndarray,
     top: int,
-    compressed: Compressed | None,
+    compressed: PartlyExact | None,
 ) -> list[str]:
     question, reference = _question_and_reference(query)
     facts = [
