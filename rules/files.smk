@@ -1,0 +1,335 @@
+# Which files a job reads, and the points, shards and passes that they are named by. No rule stands here.
+import os
+
+from snakemake.exceptions import WorkflowError
+
+from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
+from forebear.estimators import COLUMNS, ESTIMATORS, documents_point, inverse_points, scoring_passes
+
+
+def data_of(point):
+    """The stage whose data a curvature point is about: pretraining@finetuning → pretraining."""
+    return point.partition("@")[0]
+
+
+def model_of(point):
+    """The stage at whose model a curvature point is taken: pretraining@finetuning → finetuning."""
+    return point.rpartition("@")[2]
+
+
+def manifest(study, stage):
+    """The file that marks a stage's model complete: trained here, or fetched."""
+    folder = "checkpoints" if CONFIG.studies[study].stage(stage).checkpoint else "models"
+    return f"results/{study}/{folder}/{stage}/manifest.json"
+
+
+def published(wildcards):
+    """Where the published model of a stage, or the sentence encoder, comes from."""
+    study = study_of(wildcards)
+    encoder = wildcards.name == "encoder"
+    return study.corpus.neighbours.encoder if encoder else study.stage(wildcards.name).checkpoint
+
+
+def checkpoint_files(wildcards):
+    """The files of a checkpoint that is a folder; one from the hub has its revision."""
+    path = published(wildcards).path
+    return sorted(str(file) for file in path.glob("*") if file.is_file()) if path else []
+
+
+def previous_stage(study, stage):
+    """The stage before one in its chain, or None."""
+    names = CONFIG.studies[study].stage_names
+    place = names.index(stage)
+    return names[place - 1] if place else None
+
+
+def present(path):
+    """A user's file as an input, if it is there yet: a dry run needs no data, and a job that misses it says so."""
+    return path if path and os.path.exists(path) else []
+
+
+def corpus_file(wildcards):
+    """The file behind a data set; None for embedded corpora."""
+    study = study_of(wildcards)
+    if isinstance(study.corpus, ProseCorpus):
+        return study.corpus.file and str(study.corpus.file)
+    if wildcards.dataset in study.stage_names:
+        return (
+            str(study.corpus.documents[wildcards.dataset])
+            if isinstance(study.corpus, StageFiles)
+            else None
+        )
+    if study.candidates:
+        return f"results/{wildcards.study}/{study.candidates}/{wildcards.dataset}.jsonl"
+    return str(study.corpus.queries) if isinstance(study.corpus, FileCorpus) else None
+
+
+def corpus_input(wildcards):
+    """`corpus_file` as an input: what a rule makes is always one, a user's file if it is there."""
+    chosen = (
+        study_of(wildcards).candidates and wildcards.dataset not in study_of(wildcards).stage_names
+    )
+    return corpus_file(wildcards) if chosen else present(corpus_file(wildcards))
+
+
+def corpus_limit(wildcards):
+    """How many lines of a data set's file are read; None for all."""
+    corpus = study_of(wildcards).corpus
+    return corpus.limit.get(wildcards.dataset) if isinstance(corpus, StageFiles) else None
+
+
+def embedded_corpus(wildcards):
+    """What an embedded corpus is built from; None for files, whose other keys are not of this data set."""
+    study = study_of(wildcards)
+    if isinstance(study.corpus, StageFiles):
+        return None
+    return {**study.corpus.model_dump(mode="json"), "seed": study.seed}
+
+
+def tokenizer_data(wildcards):
+    """The first stage's vocabulary comes from all training data of the study; later stages inherit it.
+
+    Queries have no part in it, so that other queries need no other models.
+    """
+    if previous_stage(wildcards.study, wildcards.stage):
+        return []
+    return [
+        f"results/{wildcards.study}/data/{name}.jsonl" for name in study_of(wildcards).stage_names
+    ]
+
+
+def previous_manifest(wildcards):
+    stage = previous_stage(wildcards.study, wildcards.stage)
+    return manifest(wildcards.study, stage) if stage else []
+
+
+def points_of(wildcards):
+    study = study_of(wildcards)
+    return inverse_points(wildcards.columns, study.stage_names, wildcards.stage)
+
+
+def chain_of(wildcards):
+    """The points of a stage's whole chain, its own last."""
+    return inverse_points("multistage-ekfac", study_of(wildcards).stage_names, wildcards.stage)
+
+
+def stages_from(wildcards):
+    """The documents' stage and those after it."""
+    return chain_of(wildcards)[::-1]
+
+
+def link_of(wildcards, point):
+    """What the config says of one inverse: its damping, its α, and whether it is multiplied by α.
+
+    The stages after the documents' (the wildcard `stage`) are.
+    """
+    study, stage = study_of(wildcards), study_of(wildcards).stage(data_of(point))
+    place = study.stage_names.index(stage.name)
+    at_own_model = data_of(point) == model_of(point)
+    return {
+        "point": point,
+        "damping": stage.damping.model_dump(),
+        "alpha": stage.alpha if place > 0 and at_own_model else None,
+        "scaled": place > study.stage_names.index(wildcards.stage),
+        "seed": study.training_seed,
+    }
+
+
+def columns_file(study, stage, columns):
+    """Queries as the documents of a stage meet them; the raw gradients are the same for all stages."""
+    return f"results/{study}/queries/" + (
+        "gradients.h5" if columns == "gradient" else f"{stage}/{columns}.h5"
+    )
+
+
+def is_compressed(study, columns):
+    """Whether a study scores low-rank columns first; raw gradients are sums over tokens as they are."""
+    return CONFIG.studies[study].compression.rank is not None and columns != "gradient"
+
+
+def first_columns_file(study, stage, columns):
+    """The columns that all documents are scored with."""
+    if is_compressed(study, columns):
+        return f"results/{study}/queries/{stage}/compressed/{columns}.h5"
+    return columns_file(study, stage, columns)
+
+
+def first_scores(study, stage, estimator):
+    """The scores of all documents, without their suffix: the last ones, if no queries are compressed."""
+    folder = "compressed/" if CONFIG.studies[study].compression.rank is not None else ""
+    return f"results/{study}/scores/{stage}/{folder}{estimator}"
+
+
+def documents_point_of(wildcards):
+    study = study_of(wildcards)
+    return documents_point(wildcards.columns, study.stage_names, wildcards.stage)
+
+
+def scored_records(study, stage):
+    """The documents that are scored for a stage: its own, or candidates in their place."""
+    name = "candidates" if CONFIG.studies[study].candidates else stage
+    return f"results/{study}/data/{name}.jsonl"
+
+
+def attributed_records(wildcards):
+    """The documents that are scored: one file for each attributed stage."""
+    return [scored_records(wildcards.study, stage) for stage in study_of(wildcards).attributed]
+
+
+def scores_files(wildcards, estimator):
+    """An estimator's scores: one file for each attributed stage."""
+    folder = f"results/{wildcards.study}/scores"
+    return [f"{folder}/{stage}/{estimator}.h5" for stage in study_of(wildcards).attributed]
+
+
+def scoring_stage(wildcards):
+    """The stage at whose model an estimator looks at the documents of a stage."""
+    at_last = ESTIMATORS[wildcards.estimator].at_last
+    return study_of(wildcards).stage_names[-1] if at_last else wildcards.stage
+
+
+def base_scores(wildcards):
+    """The scores that an estimator's are made from."""
+    base = ESTIMATORS[wildcards.estimator].base
+    return f"results/{wildcards.study}/scores/{wildcards.stage}/{base}.h5"
+
+
+def retrained_stages(wildcards):
+    """The first attributed stage and all after it."""
+    check_retrainable(wildcards)
+    names = study_of(wildcards).stage_names
+    return names[names.index(study_of(wildcards).attributed[0]) :]
+
+
+def initial_manifest(wildcards):
+    """Where retraining starts: fresh weights, or the stage before the first attributed one."""
+    stage = previous_stage(wildcards.study, study_of(wildcards).attributed[0])
+    return manifest(wildcards.study, stage) if stage else []
+
+
+def ground_truth(name):
+    """An input function: a file of the ground truth, nothing where a study has no recipe to retrain by."""
+    return lambda w: f"results/{w.study}/ground_truth/{name}.h5" if study_of(w).retrainable else []
+
+
+def check_retrainable(wildcards):
+    if not study_of(wildcards).retrainable:
+        raise WorkflowError(
+            f"{wildcards.study}: models that were published, or never saw the candidates, cannot be retrained without "
+            f"some documents, so there is no LDS and no figure of it; ask for results/{wildcards.study}/evaluation.csv or proponents.md."
+        )
+
+
+def evaluation_with_lds(wildcards):
+    """The table, for figures that show how estimators predict retraining."""
+    check_retrainable(wildcards)
+    return f"results/{wildcards.study}/evaluation.csv"
+
+
+def shard_files(wildcards):
+    """What the retraining jobs of a study say they finished."""
+    shards = study_of(wildcards).ground_truth.shards
+    folder = f"results/{wildcards.study}/ground_truth/shards"
+    return [f"{folder}/{k}-of-{shards}.h5" for k in range(1, shards + 1)]
+
+
+def shard_of(wildcards):
+    """[k, n]: a job on documents looks at the k-th of n parts of them; [1, 1] is all."""
+    return [int(wildcards.get("shard", 1)), int(wildcards.get("shards", 1))]
+
+
+def whole_or_shard(study, path, suffix):
+    """A file of a pass over documents or, where shards share it, the pattern of theirs."""
+    if CONFIG.studies[study].shards == 1:
+        return f"{path}.{suffix}"
+    return f"{path}/{{shard}}-of-{{shards}}.{suffix}"
+
+
+def shards_of(path):
+    """An input function: the shards of results/{study}/{path}.h5, in the folder of its name."""
+
+    def files(wildcards):
+        shards = study_of(wildcards).shards
+        folder = f"results/{wildcards.study}/{path.format(**dict(wildcards.items()))}"
+        return [f"{folder}/{k}-of-{shards}.h5" for k in range(1, shards + 1)]
+
+    return files
+
+
+def overhead_files(study, estimator):
+    """The artifacts whose seconds are an estimator's overhead."""
+    described = ESTIMATORS[estimator]
+    if described.base:
+        own = [f"results/{study}/self_influence/{s}.h5" for s in CONFIG.studies[study].attributed]
+        return overhead_files(study, described.base) + own
+    if estimator == "trak":
+        return [f"results/{study}/trak/features.h5"]
+    # Baselines and the ensemble say themselves what came before their scoring.
+    return query_overhead_files(study, described.columns) if described.uses_gradients else []
+
+
+def query_overhead_files(study, columns):
+    """The artifacts that preconditioned queries take: their gradients and every factor."""
+    names, attributed = CONFIG.studies[study].stage_names, CONFIG.studies[study].attributed
+    files = [f"results/{study}/queries/gradients.h5"]
+    for stage in attributed:
+        files += [columns_file(study, stage, columns), first_columns_file(study, stage, columns)]
+        for point in inverse_points(columns, names, stage):
+            kinds = ["covariances", "eigenbasis"]
+            if COLUMNS[columns].curvature == "ekfac":
+                kinds.append("eigenvalues")
+            files += [f"results/{study}/factors/{point}/{kind}.h5" for kind in kinds]
+    return list(dict.fromkeys(files))
+
+
+def all_passes():
+    """(study, documents' stage, stage at whose model, estimators served) of the whole config."""
+    return [
+        (name, attributed, stage, estimators)
+        for name, study in CONFIG.studies.items()
+        for attributed in study.attributed
+        for stage, estimators in scoring_passes(
+            study.computed, study.stage_names, attributed
+        ).items()
+    ]
+
+
+def study_files(wildcards):
+    """All files whose origin a study's provenance tells: from data to figures."""
+    study, folder = study_of(wildcards), f"results/{wildcards.study}"
+    files = [f"{folder}/data/{name}.jsonl" for name in [*study.stage_names, "queries"]]
+    files += [manifest(wildcards.study, stage) for stage in study.stage_names]
+    for estimator in study.computed:
+        files += overhead_files(wildcards.study, estimator) + scores_files(wildcards, estimator)
+        if ESTIMATORS[estimator].uses_gradients:
+            files += [f"{first_scores(wildcards.study, s, estimator)}.h5" for s in study.attributed]
+    names = ["queries/answers.jsonl", "evaluation.csv", "evaluation.json", "proponents.md"]
+    names += [f"{figure}.png" for figure in figures_of(wildcards.study)]
+    if study.retrainable:
+        names += ["ground_truth/subsets.h5", "ground_truth/bank.h5", "damping.csv"]
+    return list(dict.fromkeys(files + [f"{folder}/{name}" for name in names]))
+
+
+def sized(wildcards):
+    """What the figure of cost against size measures."""
+    if not study_of(wildcards).cost.sizes:
+        raise WorkflowError(
+            f"{wildcards.study}: `cost.sizes` is empty, so there is nothing to measure; "
+            "studies/validation.yaml has six sizes."
+        )
+    return study_of(wildcards).cost.model_dump()
+
+
+def figures_of(study):
+    """The figures that a study has."""
+    described = CONFIG.studies[study]
+    figures = ["spearman", "damping"] if described.retrainable else []
+    if {"reference", "reference-check"} <= set(described.computed):
+        figures.append("spearman_cg")
+    return figures + ["cost_by_size"] * bool(described.cost.sizes)
+
+
+def compared(study):
+    """The estimators that are compared with the converged reference."""
+    references = ("reference", "reference-check")
+    return [name for name in CONFIG.studies[study].computed if name not in references]
