@@ -35,7 +35,7 @@ from forebear.retraining import prepare_stage, retrain
 from forebear.score_files import read_scores
 from forebear.scoring import Request, pairwise_scores, query_gradients
 from forebear.self_influence import self_influence
-from forebear.training import Schedule, build_model, build_tokenizer, train
+from forebear.training import Schedule, build_model, build_tokenizer, evaluate_losses, train
 
 STAGES = ("pretraining", "finetuning")
 PARTS_SEED = 1000  # draws the halves that chains are trained on: not those of the ground truth
@@ -232,6 +232,10 @@ class Chain:
         pairwise_scores(model, blocks, documents, {"columns": columns}, {"scores": request}, budget, write)
         return scores
 
+    def losses(self) -> np.ndarray:
+        """[Q] of the queries at the last model."""
+        return evaluate_losses(self.models["finetuning"], self.lab.examples["queries"]).numpy()
+
     def adam_scores(self) -> np.ndarray:
         def compute() -> np.ndarray:
             self.lab.checkpoints()
@@ -275,6 +279,25 @@ def ranks(scores: np.ndarray) -> np.ndarray:
 # The sections of the page: each yields rows of (what was tried, scores [N, Q]).
 
 Rows = Iterator[tuple[str, np.ndarray]]
+
+
+def corrected(scores: np.ndarray, masks: np.ndarray, gain: np.ndarray, ridge: float) -> np.ndarray:
+    """Scores [N, Q] after the measurements `gain` [C, Q] of chains on `masks` [C, N].
+
+    A query's measurements are modelled as c Σ s_z over its chain's documents, with errors of the scores
+    that are independent and have variances in proportion to |s_z|, and noise of `ridge` times the
+    variance that these errors give a sum; this is the scores' posterior mean.
+    """
+    masks, gain = masks - masks.mean(0), gain - gain.mean(0)
+    result = np.empty(scores.shape)
+    for q, (s, m) in enumerate(zip(scores.T.astype(np.float64), gain.T, strict=True)):
+        s = s * max(1e-6, (masks @ s) @ m / ((masks @ s) @ (masks @ s)))
+        of_sums = (masks * np.abs(s)) @ masks.T
+        noise = ridge * of_sums.diagonal().mean() * np.eye(len(m))
+        result[:, q] = s + np.abs(s) * (masks.T @ np.linalg.solve(of_sums + noise, m - masks @ s))
+    return result
+
+
 SECTIONS: dict[str, Callable[[Lab], Rows]] = {}
 
 
@@ -324,6 +347,20 @@ def halves(lab: Lab) -> Rows:
         yield f"{number} chains, RelatIF: mean", np.mean(relatif, axis=0)
     relatif += [lab.member(k).relatif() for k in range(8)]
     yield "24 chains and 8 of the bank, RelatIF: mean", np.mean(relatif, axis=0)
+
+
+@section
+def measured(lab: Lab) -> Rows:
+    """24 chains of `halves` and the bank's eight, with what was measured at them: see `corrected`."""
+    chains = [lab.chain(k + 1, k) for k in range(24)] + [lab.member(k) for k in range(8)]
+    masks = np.concatenate([lab.halves[:24], lab.bank.subsets[:8]]).astype(float)
+    gain = -np.stack([chain.losses() for chain in chains])
+    relatif = np.stack([chain.relatif() for chain in chains])
+    for what, some in (("24 chains and the bank's 8", slice(None)), ("the bank's 8", slice(24, None))):
+        yield f"{what}, RelatIF: mean", relatif[some].mean(0)
+        for ridge in (0.3, 1.0, 3.0, 10.0):
+            scores = corrected(relatif[some].mean(0), masks[some], gain[some], ridge)
+            yield f"{what}, after their measurements, ridge {ridge:g}", scores
 
 
 @section
