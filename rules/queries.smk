@@ -1,5 +1,6 @@
 # Gradients of the queries at the last model → preconditioned, or solved, for the documents of a stage.
-# Files are updated: what they hold of queries that are not new stays.
+# The jobs keep what they have finished of queries that are not new. Not by Snakemake's update(): after
+# a job that fails it restores the old file as the newest, which then passes for up to date.
 from forebear.estimators import COLUMNS
 
 
@@ -8,7 +9,7 @@ rule compute_query_gradients:
         manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
     output:
-        gradients=update("results/{study}/queries/gradients.h5"),
+        gradients="results/{study}/queries/gradients.h5",
     log:
         "results/{study}/logs/compute_query_gradients.log",
     conda:
@@ -47,7 +48,7 @@ rule precondition_queries:
         last=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
     output:
-        columns=update("results/{study}/queries/{stage}/{columns}.h5"),
+        columns="results/{study}/queries/{stage}/{columns}.h5",
     log:
         "results/{study}/logs/precondition_queries/{stage}-{columns}.log",
     wildcard_constraints:
@@ -87,7 +88,7 @@ rule solve_queries:
         last=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
         queries="results/{study}/data/queries.jsonl",
     output:
-        columns=update("results/{study}/queries/{stage}/{columns}.h5"),
+        columns="results/{study}/queries/{stage}/{columns}.h5",
     log:
         "results/{study}/logs/solve_queries/{stage}-{columns}.log",
     wildcard_constraints:

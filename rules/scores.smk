@@ -4,9 +4,9 @@ from pathlib import Path
 from forebear.estimators import ESTIMATORS, columns_of
 
 # One pass over a stage's documents serves all estimators that look at them at the same model;
-# it writes one file an estimator, so there is one rule for each study, stage and model. Files
-# are updated: one more estimator leaves those of the others as they are. Where shards share
-# the pass, there is such a file for each shard.
+# it writes one file an estimator, so there is one rule for each study, stage and model. The job
+# keeps what it has finished: one more estimator leaves those of the others as they are. Where
+# shards share the pass, there is such a file for each shard.
 for study, attributed, stage, estimators in all_passes():
     note = (
         ", shard {wildcards.shard} of {wildcards.shards}"
@@ -28,8 +28,7 @@ for study, attributed, stage, estimators in all_passes():
             ],
         output:
             scores=[
-                update(whole_or_shard(study, first_scores(study, attributed, e), "h5"))
-                for e in estimators
+                whole_or_shard(study, first_scores(study, attributed, e), "h5") for e in estimators
             ],
         log:
             whole_or_shard(
@@ -89,7 +88,7 @@ for study, attributed, stage, estimators in all_passes():
                 if is_compressed(study, columns)
             ],
         output:
-            scores=[update(f"results/{study}/scores/{attributed}/{e}.h5") for e in estimators],
+            scores=[f"results/{study}/scores/{attributed}/{e}.h5" for e in estimators],
         log:
             f"results/{study}/logs/rescore_documents/{attributed}_at_{stage}.log",
         conda:

@@ -7,8 +7,8 @@ formed: they are `/{block}/gradients` [Q, T, O] and `/{linear map}/activations` 
 be larger than memory, so they are written and read in parts.
 
 A file also says what its columns depend on beside the query, as its `origin`, and which queries
-they are of, as `keys`. When it is written again with other queries, the columns that it has already
-are taken over, and only those of new queries are computed.
+they are of, as `keys`. It is kept under a second name; when it is written again with other queries, the
+columns that are there already are taken over, and only those of new queries are computed.
 """
 
 import hashlib
@@ -26,12 +26,10 @@ from torch import Tensor
 from forebear.blocks import Block
 from forebear.datasets import file_digest
 from forebear.errors import ForebearError
-from forebear.outer import Matrices, OuterProducts, in_memory
+from forebear.outer import Matrices, OuterProducts, Rows, as_slice, in_memory
 from forebear.store import (
     SCORE_UNITS,
     Attributes,
-    Rows,
-    as_slice,
     create,
     datasets_of,
     joined_cost,
@@ -41,6 +39,7 @@ from forebear.store import (
     read_attributes,
     write_tensor,
 )
+from forebear.writing import keep, kept_path
 
 KIND = "query columns"
 
@@ -120,7 +119,7 @@ def origin_of(params: Mapping, files: Sequence[str | Path]) -> str:
 def kept_columns(path: str | Path, origin: str, keys: Sequence[str]) -> Kept:
     """Which of the wanted columns, by the queries' keys, a file has that was made in the same way."""
     try:
-        file = open_to_stay(path, KIND, {"origin": origin})
+        file = open_to_stay(kept_path(path), KIND, {"origin": origin})
     except ForebearError:  # there is none, or none to be used
         return Kept(None, {}, np.arange(len(keys)))
     known = {key: row for row, key in enumerate(file["keys"].asstr()[()])}
@@ -190,7 +189,7 @@ def create_query_columns(
         attributes: among them `origin`, see `origin_of`.
         keys: [Q], the queries' `datasets.record_key`.
         places: [Q], which of the study's queries these are; all of them by default.
-        kept: what is taken over of the file that is there.
+        kept: what is taken over of the file that was there.
     """
     described = json.dumps([{**asdict(block), "rows": [block.rows.start, block.rows.stop]} for block in blocks])
     with create(path, KIND, {**attributes, **SCORE_UNITS, "blocks": described}) as file:
@@ -200,6 +199,7 @@ def create_query_columns(
         file["losses"] = losses.numpy()
         file["places"] = np.arange(len(losses)) if places is None else places.numpy()
         file["keys"] = np.array(keys, "S")
+    keep(path)
 
 
 def read_query_columns(path: str | Path, expected: Attributes | None = None) -> QueryColumns:

@@ -14,7 +14,7 @@ import numpy as np
 
 from forebear.errors import ForebearError
 from forebear.store import FORMAT, Attributes, check_scores, content_digest, joined_cost, open_checked
-from forebear.writing import explained_write
+from forebear.writing import explained_write, keep, kept_path, same_file
 
 OF_QUERIES = ("query_data_digest",)  # attributes that may differ where queries are kept
 
@@ -32,8 +32,9 @@ class ResumableMatrix:
     """A long [rows, columns] matrix, written some rows at a time.
 
     Rows go to `.{name}.partial` with a `written` mask; a later job with the same
-    attributes continues there, and `finish` gives the file its name. If the finished file
-    of the same job is there, all rows count as written and it stays. HDF5 locks the partial
+    attributes continues there, and `finish` gives the file its name, and a second one, so that
+    it outlives its removal by Snakemake. If the finished file of the same job is there under that,
+    all rows count as written and it stays. HDF5 locks the partial
     file while it is open, so a second process that wants to write it is refused.
 
     Args:
@@ -63,7 +64,7 @@ class ResumableMatrix:
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         self._attributes = {**attributes, "format": FORMAT, "kind": kind, "complete": False}
         self._shape = shape
-        self.finished = is_current(path, kind, attributes)
+        self.finished = is_current(kept_path(path), kind, attributes)
         if self.finished:
             return
         with explained_write(self._partial):
@@ -100,7 +101,7 @@ class ResumableMatrix:
         """Write the columns that the finished file has, and in /kept: the rows, the columns that are left, the cost."""
         kept, rows, new = file.create_group("kept"), np.zeros(self._shape[0], bool), self._places
         try:
-            with open_checked(self.path, kind, expected) as old:
+            with open_checked(kept_path(self.path), kind, expected) as old:
                 exact = old["exact"][()] if "exact" in old else ~rows
                 matrix, columns = old["matrix"][()], list(old["keys"].asstr()[()]) if "keys" in old else []
                 cost = {key: old.attrs[key] for key in ("seconds", "peak_bytes") if key in old.attrs}
@@ -174,6 +175,7 @@ class ResumableMatrix:
                 dataset `exact` [rows] then says which were.
         """
         if self.finished:
+            same_file(kept_path(self.path), self.path)
             self.path.touch()
             return
         if rest is None and not self.written.all():
@@ -189,3 +191,4 @@ class ResumableMatrix:
             self._file.attrs["content"] = content_digest(self._file)
             self._file.close()
             os.replace(self._partial, self.path)
+        keep(self.path)

@@ -183,13 +183,6 @@ def write_tensor(
     file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
 
-def as_slice(places: np.ndarray) -> slice | np.ndarray:
-    """Increasing places, as a slice where nothing lies between them: HDF5 reads and writes that far faster."""
-    if len(places) and places[-1] - places[0] == len(places) - 1:
-        return slice(int(places[0]), int(places[-1]) + 1)
-    return places
-
-
 def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:
     """`/{block}/{dataset}` of every block that has it, to be read from as long as the file is open.
 
@@ -214,20 +207,6 @@ def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:
 def read_tensors(file: h5py.File, dataset: str) -> dict[str, Tensor]:
     """The same in memory."""
     return {block: torch.from_numpy(item[()]) for block, item in datasets_of(file, dataset).items()}
-
-
-class Rows:
-    """Some rows of a dataset in an open file, at increasing places, read whenever they are asked for."""
-
-    def __init__(self, dataset: h5py.Dataset, places: np.ndarray):
-        self._dataset, self._places = dataset, places
-        self.shape = (len(places), *dataset.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, rows: slice | Tensor) -> np.ndarray:
-        return self._dataset[as_slice(self._places[rows])]
 
 
 class StoredTensors(Mapping[str, Tensor]):

@@ -72,6 +72,25 @@ def atomic_files(directory: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
+def kept_path(path: str | Path) -> Path:
+    """The second name of a finished file, under which it outlives its removal before a job that writes it again."""
+    return Path(path).with_name(f".{Path(path).name}.kept")
+
+
+def keep(path: str | Path) -> None:
+    """Give a finished file its second name: no copy, where the file system has hard links."""
+    same_file(path, kept_path(path))
+
+
+def same_file(source: str | Path, target: str | Path) -> None:
+    """Make `target` another name of `source`, or a copy of it, in one step."""
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copy2(source, temporary)
+
+
 def _error_number(error: BaseException | None) -> int | None:
     """The system's error number, from the exception or those that it arose from.
 
