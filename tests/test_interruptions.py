@@ -228,3 +228,13 @@ def test_one_worker_or_two_give_the_same_bits(workspace, finished):
     bank = "results/tiny/ground_truth/bank.h5"
     with h5py.File(workspace / bank) as one, h5py.File(finished / bank) as two:
         assert np.array_equal(one["measurements"][()], two["measurements"][()])
+
+
+def test_a_pass_that_fails_leaves_no_scores_from_before_the_change(workspace, finished):
+    """As Snakemake's update() would: it restores the old file as the newest, and nothing is to be done."""
+    set_damping(workspace)
+    assert snakemake(workspace, SCORES, KILLED="1").returncode == 1
+    assert not (workspace / SCORES).exists()
+    run = snakemake(workspace, SCORES)
+    assert run.returncode == 0, run.stdout
+    assert not np.allclose(matrix(workspace), matrix(finished))
