@@ -31,10 +31,6 @@ class ScoreJob:
     requests: Mapping[str, Request]  # by estimator
     attributes: Mapping[str, str]  # of every file of scores: what they were made from, and how
 
-    def columns_of(self, estimator: str) -> QueryColumns:
-        """The columns that an estimator reads."""
-        return self.queries[self.requests[estimator].columns]
-
     def matrix(
         self, path: str | Path, kind: str, estimator: str, attributes: Attributes, documents: np.ndarray | None = None
     ) -> ResumableMatrix:
@@ -47,7 +43,7 @@ class ScoreJob:
             attributes: further ones of its file.
             documents: places of a shard's documents, ascending; all by default.
         """
-        columns = self.columns_of(estimator)
+        columns = self.queries[self.requests[estimator].columns]
         made_from = {"estimator": estimator, "columns_origin": columns.attributes["origin"]}
         shape = (len(self.point.examples) if documents is None else len(documents), len(self.keys))
         attributes = {**self.attributes, **made_from, **attributes}

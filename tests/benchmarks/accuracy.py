@@ -1,7 +1,7 @@
 """What moves the accuracy of the default study: makes the tables of docs/accuracy.md.
 
     snakemake --cores 2 results/facts/evaluation.csv
-    python tests/benchmarks/accuracy.py            # everything, about an hour and a half on one core
+    python tests/benchmarks/accuracy.py            # everything, about 40 minutes on one core
     python tests/benchmarks/accuracy.py halves     # one section
 
 Scores and further chains are kept in a cache folder, so that an interrupted run goes on
