@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forebear.answers import answer_queries
 from forebear.checkpoints import load_model, load_tokenizer
-from forebear.datasets import read_records, write_records
+from forebear.records import read_records, write_records
 from forebear.writing import atomic_path
 
 params = snakemake.params

@@ -9,8 +9,8 @@ import json
 import pandas as pd
 
 from forebear.agreement import agreement
-from forebear.datasets import file_digest
 from forebear.query_files import solves_of
+from forebear.records import file_digest
 from forebear.score_files import read_cost, read_scores
 from forebear.writing import atomic_path
 

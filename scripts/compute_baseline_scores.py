@@ -19,9 +19,10 @@ from forebear.baselines import (
     unit_patterns,
 )
 from forebear.checkpoints import device_for, load_model, load_tokenizer
-from forebear.datasets import encode, full_text, read_records
 from forebear.manifests import point_digests
+from forebear.records import full_text, read_records
 from forebear.score_files import write_scores
+from forebear.sequences import encode
 
 params, files = snakemake.params, snakemake.input
 collection, queries = [read_records(file) for file in files.collection], read_records(files.queries)

@@ -9,13 +9,13 @@ lease_devices(snakemake.params.gpus)
 from pathlib import Path
 
 from forebear.bank import checked_folder, ensemble_keys
-from forebear.datasets import collection_digest, file_digest
 from forebear.ensemble import ChainStage, FactorOptions, chain_scores
 from forebear.kronecker import Damping
 from forebear.links import pull_of
 from forebear.manifests import read_manifest
 from forebear.points import open_point
 from forebear.progress import progress
+from forebear.records import collection_digest, file_digest
 from forebear.score_files import write_scores
 
 params, files = snakemake.params, snakemake.input

@@ -6,7 +6,7 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.datasets import shard_documents
+from forebear.batches import shard_documents
 from forebear.score_jobs import open_score_job
 from forebear.store import shard_kind
 

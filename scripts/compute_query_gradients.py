@@ -6,10 +6,10 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.datasets import read_records, record_key
 from forebear.plan import budget_of, plan_query_gradients
 from forebear.points import open_point
 from forebear.query_files import create_query_columns, kept_columns, origin_of
+from forebear.records import read_records, record_key
 from forebear.scoring import stream_query_gradients
 
 params = snakemake.params

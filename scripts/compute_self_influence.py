@@ -6,7 +6,7 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.datasets import shard_documents
+from forebear.batches import shard_documents
 from forebear.links import open_link
 from forebear.plan import budget_of, plan_eigenvalues
 from forebear.points import open_point

@@ -9,10 +9,10 @@ lease_devices(snakemake.params.gpus)
 from pathlib import Path
 
 from forebear.bank import checked_folder, ensemble_keys
-from forebear.datasets import collection_digest, file_digest
 from forebear.manifests import read_manifest
 from forebear.points import open_point
 from forebear.progress import progress
+from forebear.records import collection_digest, file_digest
 from forebear.trak import Member, error_probabilities, projected_gradients, write_members
 
 params, files = snakemake.params, snakemake.input

@@ -4,7 +4,7 @@ from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
 
-from forebear.datasets import collection_digest, file_digest, read_records
+from forebear.records import collection_digest, file_digest, read_records
 from forebear.score_files import write_scores
 from forebear.trak import ensemble_scores, read_members
 

@@ -5,7 +5,7 @@ from forebear.jobs import start
 start(snakemake.log[0], snakemake.threads)
 
 from forebear.bank import draw_subsets, write_subsets
-from forebear.datasets import collection_digest, read_records
+from forebear.records import collection_digest, read_records
 
 params = snakemake.params
 files = zip(params.stages, snakemake.input.records, strict=True)

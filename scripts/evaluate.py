@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from forebear.bank import read_bank, read_subsets
-from forebear.datasets import collection_digest, file_digest, read_jsonl, read_records
 from forebear.evaluation import Bank, candidate_mask, evaluate_estimator, noise_ceiling, relevant_indices
 from forebear.progress import progress
+from forebear.records import collection_digest, file_digest, read_jsonl, read_records
 from forebear.score_files import read_cost, read_scores
 from forebear.writing import atomic_path
 

@@ -9,9 +9,9 @@ lease_devices(snakemake.params.gpus)
 from pathlib import Path
 
 from forebear.checkpoints import device_for, load_encoder, load_tokenizer
-from forebear.datasets import full_text, read_records, write_records
 from forebear.manifests import read_manifest
 from forebear.neighbours import mean_token_states, with_neighbours
+from forebear.records import full_text, read_records, write_records
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input

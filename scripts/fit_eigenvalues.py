@@ -6,7 +6,7 @@ from forebear.jobs import measured, start
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
 
-from forebear.datasets import shard_documents
+from forebear.batches import shard_documents
 from forebear.factor_files import create_factors, stored_eigenbasis
 from forebear.factors import fit_eigenvalues
 from forebear.plan import budget_of, plan_eigenvalues

@@ -4,9 +4,9 @@ from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
-from forebear.datasets import read_records
 from forebear.gathering import gather_rows
 from forebear.manifests import point_digests
+from forebear.records import read_records
 
 params, files = snakemake.params, snakemake.input
 digests = point_digests(files.manifest, files.records)

@@ -6,8 +6,8 @@ start(snakemake.log[0], snakemake.threads)
 
 import numpy as np
 
-from forebear.datasets import file_digest, read_jsonl, read_records
 from forebear.evaluation import document_effects
+from forebear.records import file_digest, read_jsonl, read_records
 from forebear.reports import PartlyExact, proponents_markdown
 from forebear.score_files import read_exact, read_scores
 from forebear.writing import atomic_path

@@ -7,7 +7,7 @@ start(snakemake.log[0], snakemake.threads)
 import json
 
 from forebear.costs import fit_growth, measure_sizes
-from forebear.datasets import read_records
+from forebear.records import read_records
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input

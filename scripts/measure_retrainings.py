@@ -12,9 +12,10 @@ import numpy as np
 
 from forebear.bank import checked_folder, read_measurements, read_shards, write_bank, write_measurements
 from forebear.checkpoints import load_model, load_tokenizer
-from forebear.datasets import encode, file_digest, read_records, record_key
 from forebear.heads import classes_by_label
 from forebear.progress import progress
+from forebear.records import file_digest, read_records, record_key
+from forebear.sequences import encode
 from forebear.store import read_attributes
 from forebear.training import evaluate_losses
 

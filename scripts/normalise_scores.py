@@ -6,8 +6,8 @@ start(snakemake.log[0], snakemake.threads)
 
 import numpy as np
 
-from forebear.datasets import file_digest
 from forebear.estimators import ESTIMATORS
+from forebear.records import file_digest
 from forebear.score_files import read_exact, read_scores, read_self_influence, write_scores
 
 params, files = snakemake.params, snakemake.input

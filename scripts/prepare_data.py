@@ -5,7 +5,7 @@ from forebear.jobs import start
 start(snakemake.log[0], snakemake.threads)
 
 from forebear.corpora import build_corpus
-from forebear.datasets import read_records, write_records
+from forebear.records import read_records, write_records
 from forebear.writing import atomic_path
 
 params, dataset = snakemake.params, snakemake.params.dataset

@@ -13,9 +13,9 @@ import numpy as np
 
 from forebear.bank import plan_retrainings, read_subsets, retraining_key, write_shard
 from forebear.checkpoints import device_for, load_model, load_tokenizer, save_checkpoint
-from forebear.datasets import collection_digest, file_digest, read_records
 from forebear.manifests import read_manifest
 from forebear.progress import progress
+from forebear.records import collection_digest, file_digest, read_records
 from forebear.retraining import prepare_stage, retrain
 from forebear.training import Schedule, build_model, build_tokenizer
 

@@ -4,7 +4,7 @@ from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
-from forebear.datasets import write_records
+from forebear.records import write_records
 from forebear.tracing import Counts, choose_candidates, read_facts, read_sentences
 from forebear.writing import atomic_path
 

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
-from forebear.datasets import classes_of, encode, file_digest, read_records
 from forebear.heads import classes_by_label, with_head
+from forebear.records import classes_of, file_digest, read_records
+from forebear.sequences import encode
 from forebear.training import Schedule, build_model, build_tokenizer, train
 
 params = snakemake.params

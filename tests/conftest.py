@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from forebear.blocks import Block
-from forebear.datasets import Example
+from forebear.sequences import Example
 
 torch.set_num_threads(1)
 

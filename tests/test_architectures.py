@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from conftest import VOCABULARY, fine_tuned, random_examples, unpadded_loss
+from forebear.batches import IGNORED, Batch, collate, number_of_positions
 from forebear.blocks import block_table, factor_elements, summary, tracked_blocks
 from forebear.capture import capture, sampled_labels
-from forebear.datasets import IGNORED, Batch, collate, number_of_positions
 from forebear.errors import ForebearError
 from forebear.factors import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
 from forebear.kronecker import compute_eigenbasis

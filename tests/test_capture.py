@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from conftest import VOCABULARY, parameter_gradients, random_examples, tiny_model, unpadded_loss
+from forebear.batches import IGNORED, batches, collate
 from forebear.blocks import tracked_blocks
 from forebear.capture import capture, sampled_labels
-from forebear.datasets import IGNORED, batches, collate
 from forebear.outer import formed
 from forebear.scoring import query_gradients, sequence_gradients
 

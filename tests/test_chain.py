@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from forebear.batches import collate
 from forebear.blocks import tracked_blocks
 from forebear.capture import capture
 from forebear.chain import Curvature, precondition_chain
-from forebear.datasets import collate
 from forebear.errors import ForebearError
 from forebear.estimators import inverse_points
 from forebear.factors import fit_covariances, fit_eigenvalues

@@ -8,17 +8,19 @@ import torch
 
 from conftest import block_gradient, fine_tuned, parameters_of, random_examples, tiny_model
 from forebear.answers import answer_queries
+from forebear.batches import IGNORED, batches, collate
 from forebear.blocks import tracked_blocks
 from forebear.capture import capture, sampled_labels
 from forebear.checkpoints import load_model
-from forebear.datasets import IGNORED, batches, classes_of, collate, encode
 from forebear.errors import ForebearError
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.heads import classes_by_label, position_logits, with_head
 from forebear.kronecker import compute_eigenbasis
 from forebear.outer import formed
+from forebear.records import classes_of
 from forebear.retraining import prepare_stage, retrain
 from forebear.scoring import query_gradients
+from forebear.sequences import encode
 from forebear.training import Schedule, build_model, build_tokenizer, evaluate_losses, train
 from test_chain import Chain, dense_scores, relative_difference
 

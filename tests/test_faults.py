@@ -12,16 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import random_examples, tiny_model
+from forebear.batches import collate
 from forebear.blocks import tracked_blocks
 from forebear.capture import capture
 from forebear.checkpoints import check_context
 from forebear.config import read_config
-from forebear.datasets import collate, encode
 from forebear.errors import ForebearError
 from forebear.factor_files import create_factors, read_eigenvalues
 from forebear.resumable import ResumableMatrix
 from forebear.score_files import write_scores
 from forebear.scoring import Request, pairwise_scores
+from forebear.sequences import encode
 from forebear.store import FORMAT, open_checked
 from forebear.training import build_tokenizer, evaluate_losses
 from forebear.writing import atomic_files, atomic_path

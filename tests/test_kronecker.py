@@ -8,10 +8,10 @@ import torch
 
 from conftest import VOCABULARY, fine_tuned, parameter_gradients, random_examples, tiny_model, unpadded_loss
 from forebear import factors
+from forebear.batches import IGNORED, batches, collate, number_of_positions
 from forebear.blocks import Block, tracked_blocks
 from forebear.capture import capture, sampled_labels
 from forebear.chain import Curvature, inverse_functions
-from forebear.datasets import IGNORED, batches, collate, number_of_positions
 from forebear.errors import ForebearError
 from forebear.factors import fit_covariances, fit_eigenvalues, summed_squares
 from forebear.kronecker import (

@@ -12,11 +12,11 @@ from transformers import GPTNeoXConfig
 
 from conftest import random_examples
 from copies import ROOT, copy_workflow
+from forebear.batches import collate
 from forebear.blocks import Block, tracked_blocks
 from forebear.capture import capture, captured_batches
 from forebear.chain import Curvature
 from forebear.config import parse_config
-from forebear.datasets import collate, write_records
 from forebear.expected import expected_plan
 from forebear.factor_files import create_factors, stored_covariances, stored_eigenbasis
 from forebear.factors import fit_covariances, fit_eigenvalues
@@ -34,6 +34,7 @@ from forebear.plan import (
     split_preconditioning,
 )
 from forebear.query_files import create_query_columns, read_query_columns
+from forebear.records import write_records
 from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
 from forebear.self_influence import self_influence
 from plans import Planner

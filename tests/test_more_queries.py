@@ -15,10 +15,10 @@ from conftest import random_examples
 from copies import ROOT, copy_workflow, snakemake
 from forebear.blocks import Block, tracked_blocks
 from forebear.checkpoints import save_checkpoint
-from forebear.datasets import record_key, write_records
 from forebear.outer import OuterProducts
 from forebear.points import open_point
 from forebear.query_files import create_query_columns, kept_columns, origin_of, read_query_columns
+from forebear.records import record_key, write_records
 from forebear.resumable import ResumableMatrix
 from forebear.score_files import read_scores
 from forebear.score_jobs import open_score_job

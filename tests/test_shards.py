@@ -12,9 +12,9 @@ import yaml
 
 from conftest import random_examples, tiny_model
 from copies import ROOT, copy_workflow, snakemake
+from forebear.batches import batch_indices, number_of_positions, shard_documents
 from forebear.blocks import tracked_blocks
 from forebear.chain import Curvature, inverse_functions
-from forebear.datasets import batch_indices, number_of_positions, shard_documents
 from forebear.errors import ForebearError
 from forebear.factor_files import create_factors, read_covariances, read_eigenvalues
 from forebear.factors import fit_covariances, fit_eigenvalues

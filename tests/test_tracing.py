@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from forebear.checkpoints import load_encoder, load_tokenizer
-from forebear.datasets import read_records
 from forebear.errors import ForebearError
 from forebear.evaluation import candidate_mask, evaluate_estimator, mean_average_precision, relevant_indices
 from forebear.formats import as_record
 from forebear.neighbours import mean_token_states, with_neighbours
+from forebear.records import read_records
 from forebear.tracing import Counts, choose_candidates, read_facts, read_sentences
 from published import lama_and_trex, tiny_encoder
 

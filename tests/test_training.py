@@ -8,10 +8,10 @@ import torch
 
 from forebear.answers import answer_queries
 from forebear.chain import default_pull
-from forebear.datasets import encode
 from forebear.errors import ForebearError
 from forebear.facts import build_facts
 from forebear.retraining import RetrainedStage, retrain
+from forebear.sequences import encode
 from forebear.training import Schedule, _micro_batches, _steps, build_model, build_tokenizer, evaluate_losses, train
 
 MODEL = {

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from conftest import parameter_gradients, random_examples, tiny_model
+from forebear.batches import collate
 from forebear.blocks import tracked_blocks
 from forebear.capture import capture
-from forebear.datasets import collate
 from forebear.trak import (
     Member,
     ensemble_scores,

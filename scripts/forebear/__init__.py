@@ -2,7 +2,7 @@
 
 The engine behind the workflow. It never imports snakemake, and data flows one way:
 
-config → datasets, training (stages) → blocks, capture, factors, kronecker (curvature) →
+config → records, sequences, batches, training (stages) → blocks, capture, factors, kronecker (curvature) →
 chain (preconditioned queries), solved_chain (the same without EK-FAC, by gauss_newton and
 solvers) → scoring, baselines → bank, retraining (ground truth) → evaluation → plots,
 reports, pages, provenance; store, writing, manifests and the rooms named *_files are the

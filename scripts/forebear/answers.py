@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forebear.datasets import Example, encode
 from forebear.heads import classes_by_label, is_classifier, position_logits
 from forebear.progress import progress
+from forebear.sequences import Example, encode
 from forebear.training import evaluate_losses
 
 SLACK = 8  # tokens that an answer may be longer than the reference

@@ -104,7 +104,7 @@ def checked_folder(path: str | Path) -> Path:
 
 
 def write_measurements(path: str | Path, measurements: Mapping[str, float]) -> None:
-    """Measurements of one retraining, by the queries' `datasets.record_key`."""
+    """Measurements of one retraining, by the queries' `records.record_key`."""
     with create(path, "measurements", {}) as file:
         file["keys"] = np.array(list(measurements), "S")
         file["measurements"] = np.array(list(measurements.values()), np.float32)

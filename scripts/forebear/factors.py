@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from forebear.batches import batch_indices, number_of_positions
 from forebear.blocks import Block, device_of
 from forebear.capture import captured_batches, sampled_labels, working_dtype
-from forebear.datasets import Example, batch_indices, number_of_positions
 from forebear.kronecker import Covariances, Eigenbasis, rotated
 from forebear.memory import aligned, aligned_empty
+from forebear.sequences import Example
 
 CHUNK_ELEMENTS = 1 << 20  # of gradients formed at once: 4 MiB in float32
 

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from forebear.batches import IGNORED, Batch, batches
 from forebear.blocks import Block
 from forebear.capture import recorded, with_one
-from forebear.datasets import IGNORED, Batch, Example, batches
 from forebear.heads import position_logits
+from forebear.sequences import Example
 
 
 class GaussNewton:

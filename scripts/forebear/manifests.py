@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from forebear.datasets import file_digest
 from forebear.errors import ForebearError, removal
+from forebear.records import file_digest
 from forebear.writing import atomic_path
 
 NAME = "manifest.json"

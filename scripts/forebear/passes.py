@@ -6,9 +6,10 @@ from typing import TypeVar
 
 import torch
 
-from forebear.datasets import Batch, Example, batch_indices, collate
+from forebear.batches import Batch, batch_indices, collate
 from forebear.errors import ForebearError
 from forebear.progress import progress
+from forebear.sequences import Example
 
 # What allocators say that have no exception of their own: torch's of the processor, CUDA's, cuBLAS's.
 MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")

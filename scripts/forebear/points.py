@@ -6,12 +6,14 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from forebear.batches import number_of_positions
 from forebear.blocks import Block, summary, tracked_blocks
 from forebear.checkpoints import check_context, load_model, load_tokenizer
-from forebear.datasets import Example, encode, number_of_positions, read_records
 from forebear.heads import classes_by_label
 from forebear.manifests import point_digests
 from forebear.plan import Shape, shape_of
+from forebear.records import read_records
+from forebear.sequences import Example, encode
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ passage is a candidate, and a query is the second half of a passage that was lef
 import random
 from pathlib import Path
 
-from forebear.datasets import read_records
 from forebear.errors import ForebearError
+from forebear.records import read_records
 from forebear.speeches import WORDS, plainest, read_passages
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import forebear
-from forebear.datasets import file_digest
 from forebear.errors import ForebearError
 from forebear.jobs import RECORD
 from forebear.manifests import NAME
+from forebear.records import file_digest
 from forebear.store import read_attributes
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "h5py", "pandas", "bm25s", "snakemake")

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from forebear.blocks import Block
-from forebear.datasets import file_digest
 from forebear.errors import ForebearError
 from forebear.outer import Matrices, OuterProducts, Rows, as_slice, in_memory
+from forebear.records import file_digest
 from forebear.store import (
     SCORE_UNITS,
     Attributes,
@@ -51,7 +51,7 @@ class QueryColumns:
     columns: dict[str, h5py.Dataset | Rows | OuterProducts]  # block → [Q, O, I], in the file
     losses: Tensor  # [Q]
     places: np.ndarray  # [Q] which of the study's queries these are
-    keys: list[str]  # [Q] the queries' `datasets.record_key`
+    keys: list[str]  # [Q] the queries' `records.record_key`
     blocks: list[Block]
     attributes: dict
 
@@ -187,7 +187,7 @@ def create_query_columns(
     Args:
         losses: [Q], read when the block ends.
         attributes: among them `origin`, see `origin_of`.
-        keys: [Q], the queries' `datasets.record_key`.
+        keys: [Q], the queries' `records.record_key`.
         places: [Q], which of the study's queries these are; all of them by default.
         kept: what is taken over of the file that was there.
     """

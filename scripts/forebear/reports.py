@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forebear.datasets import full_text
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS, root
+from forebear.records import full_text
 
 LONGEST_DOCUMENT = 300  # characters shown of a document
 LONGEST_IN_INDEX = 100  # and in a cell of the table of queries

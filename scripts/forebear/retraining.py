@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
-from forebear.datasets import Example, classes_of, encode
 from forebear.heads import with_head
+from forebear.records import classes_of
+from forebear.sequences import Example, encode
 from forebear.training import Schedule, TrainingRecord, train
 
 

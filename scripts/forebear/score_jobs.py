@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from forebear.datasets import read_records, record_key
 from forebear.estimators import ESTIMATORS
 from forebear.manifests import point_digests
 from forebear.plan import budget_of, plan_scores
 from forebear.points import Point, open_point
 from forebear.query_files import QueryColumns, read_query_columns
+from forebear.records import read_records, record_key
 from forebear.resumable import ResumableMatrix
 from forebear.scoring import Request, pairwise_scores
 from forebear.store import SCORE_UNITS, Attributes, params_digest

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from forebear.batches import batch_indices
 from forebear.blocks import Block, device_of
 from forebear.capture import Captured, captured_batches, working_dtype
-from forebear.datasets import Example, batch_indices
 from forebear.outer import Matrices, OuterProducts, formed, in_memory
 from forebear.partitions import Partition
 from forebear.passes import NotEnoughMemoryError, attempt, free_memory
+from forebear.sequences import Example
 
 SLICE_ELEMENTS = 1 << 21  # of document gradients formed at once: 8 MiB in float32
 FLUSH_SECONDS = 20.0  # scores are handed on at least this often

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from forebear.batches import batch_indices
 from forebear.blocks import Block
 from forebear.capture import captured_batches, working_dtype
 from forebear.chain import Curvature, inverse_functions
-from forebear.datasets import Example, batch_indices
 from forebear.factors import beside_the_model, gradients_in_chunks
 from forebear.kronecker import rotated
+from forebear.sequences import Example
 
 
 def self_influence(

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from forebear.blocks import Block
 from forebear.chain import Curvature, inverse_functions
-from forebear.datasets import Example
 from forebear.errors import ForebearError
 from forebear.estimators import Solver
 from forebear.gauss_newton import GaussNewton, pack, unpack
 from forebear.kronecker import precondition
+from forebear.sequences import Example
 from forebear.solvers import (
     Operator,
     Solution,

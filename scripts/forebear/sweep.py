@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from forebear.blocks import Block, device_of
 from forebear.capture import captured_batches, working_dtype
 from forebear.chain import Curvature, inverse_functions, precondition_chain
-from forebear.datasets import Example
 from forebear.kronecker import Damping
 from forebear.outer import Matrices
 from forebear.progress import progress
 from forebear.scoring import gradient_slices
+from forebear.sequences import Example
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from forebear.datasets import IGNORED, Batch, Example, batch_indices, collate, full_text
+from forebear.batches import IGNORED, Batch, batch_indices, collate
 from forebear.errors import ForebearError, shortened
 from forebear.heads import position_logits
 from forebear.progress import progress
+from forebear.records import full_text
+from forebear.sequences import Example
 
 # Sequences of one optimizer step that are run together: enough to fill a core, while
 # grouping by length saves the padding of a whole random batch.

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from forebear.batches import IGNORED, Batch
 from forebear.blocks import Block, device_of
 from forebear.capture import captured_batches, working_dtype
-from forebear.datasets import IGNORED, Batch, Example
 from forebear.heads import position_logits
 from forebear.passes import in_batches
+from forebear.sequences import Example
 from forebear.store import Attributes, create, open_checked
 
 _PROJECTION_STREAM = 5

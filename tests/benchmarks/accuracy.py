@@ -26,15 +26,16 @@ from forebear.blocks import Block, tracked_blocks
 from forebear.chain import Curvature, precondition_chain
 from forebear.checkpoints import load_model, save_checkpoint
 from forebear.config import read_config
-from forebear.datasets import encode, read_records
 from forebear.ensemble import ChainStage, FactorOptions, fit_curvature
 from forebear.evaluation import BOOTSTRAP, Bank, rank_correlations, subset_predictions
 from forebear.kronecker import Damping
 from forebear.outer import formed
+from forebear.records import read_records
 from forebear.retraining import prepare_stage, retrain
 from forebear.score_files import read_scores
 from forebear.scoring import Request, pairwise_scores, query_gradients
 from forebear.self_influence import self_influence
+from forebear.sequences import encode
 from forebear.training import Schedule, build_model, build_tokenizer, evaluate_losses, train
 
 STAGES = ("pretraining", "finetuning")

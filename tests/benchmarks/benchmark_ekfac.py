@@ -41,13 +41,14 @@ import torch
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
+from forebear.batches import batches
 from forebear.blocks import Block, tracked_blocks
 from forebear.chain import Curvature, precondition_chain
-from forebear.datasets import Example, batches, encode
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.facts import build_facts
 from forebear.kronecker import Damping, compute_eigenbasis
 from forebear.scoring import Request, pairwise_scores, query_gradients
+from forebear.sequences import Example, encode
 from forebear.training import Schedule, build_model, build_tokenizer, summed_loss, train
 
 try:

@@ -40,12 +40,13 @@ from benchmark_ekfac import forget_peak_memory, kronfluence, machine
 from scipy.stats import spearmanr
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
+from forebear.batches import batches, number_of_positions
 from forebear.blocks import factor_elements, tracked_blocks
 from forebear.chain import Curvature, precondition_chain
-from forebear.datasets import Example, batches, number_of_positions
 from forebear.factors import fit_covariances, fit_eigenvalues
 from forebear.kronecker import Damping, compute_eigenbasis
 from forebear.scoring import Request, pairwise_scores, query_gradients
+from forebear.sequences import Example
 from forebear.training import summed_loss
 
 # Of the model, and of the job on it: --documents and queries of --length tokens.

@@ -20,10 +20,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from forebear.blocks import Block, tracked_blocks
-from forebear.datasets import Example
 from forebear.plan import budget_of, plan_scores, shape_of
 from forebear.query_files import create_query_columns, read_query_columns
 from forebear.scoring import Request, pairwise_scores
+from forebear.sequences import Example
 
 BATCH_TOKENS = 2048
 LENGTH = 64

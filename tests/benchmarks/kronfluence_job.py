@@ -13,7 +13,8 @@ from kronfluence.task import Task
 from torch.utils.data import TensorDataset
 from transformers import PreTrainedModel
 
-from forebear.datasets import IGNORED, Example, collate
+from forebear.batches import IGNORED, collate
+from forebear.sequences import Example
 from forebear.training import summed_loss
 
 BATCH_SIZES = (32, 64, 128, 256)

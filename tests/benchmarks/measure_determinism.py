@@ -20,11 +20,11 @@ from scipy.stats import spearmanr
 from forebear.blocks import tracked_blocks
 from forebear.chain import precondition_chain
 from forebear.checkpoints import load_model, load_tokenizer, save_checkpoint
-from forebear.datasets import encode
 from forebear.ensemble import ChainStage, FactorOptions, fit_curvature
 from forebear.facts import build_facts
 from forebear.kronecker import Damping
 from forebear.scoring import Request, pairwise_scores, query_gradients
+from forebear.sequences import encode
 from forebear.training import Schedule, build_model, build_tokenizer, train
 
 MODEL = {

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.datasets import IGNORED, Example, batch_indices, collate, encode, read_records
+from forebear.batches import IGNORED, batch_indices, collate
 from forebear.errors import ForebearError
+from forebear.records import read_records
+from forebear.sequences import Example, encode
 from forebear.training import build_tokenizer
 
 
