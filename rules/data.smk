@@ -1,9 +1,32 @@
 # Documents, fine-tuning data and queries: checked JSONL files under results/{study}/data/.
 
 
+rule fetch_data:
+    output:
+        records="results/{study}/fetched/{dataset}.jsonl",
+    log:
+        "results/{study}/logs/fetch_data/{dataset}.log",
+    # A cluster's nodes often have no network.
+    localrule: True
+    conda:
+        "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(120),
+    params:
+        dataset="{dataset}",
+        source=from_hub,
+        embedded=None,
+        engine=engine("prepare_data"),
+    message:
+        with_needs("{wildcards.study}: fetch {wildcards.dataset} from the hub", gpus=False)
+    script:
+        "../scripts/prepare_data.py"
+
+
 rule prepare_data:
     input:
-        file=corpus_input,
+        files=corpus_input,
     output:
         records="results/{study}/data/{dataset}.jsonl",
     log:
@@ -15,8 +38,7 @@ rule prepare_data:
         runtime=growing(10),
     params:
         dataset="{dataset}",
-        file=corpus_file,
-        limit=corpus_limit,
+        source=corpus_source,
         embedded=embedded_corpus,
         engine=engine("prepare_data"),
     message:
@@ -55,8 +77,8 @@ rule trace_facts:
 
 rule find_neighbours:
     input:
-        queries=lambda w: present(study_of(w).corpus.queries),
-        pool=lambda w: present(study_of(w).corpus.neighbours.pool),
+        queries=lambda w: source_input(w.study, "queries"),
+        pool=lambda w: source_input(w.study, "candidates"),
         encoder="results/{study}/checkpoints/encoder/manifest.json",
     output:
         queries="results/{study}/neighbours/queries.jsonl",
@@ -71,8 +93,8 @@ rule find_neighbours:
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
-        files=lambda w: [str(study_of(w).corpus.queries), str(study_of(w).corpus.neighbours.pool)],
-        limit=lambda w: study_of(w).corpus.neighbours.limit,
+        queries=lambda w: local_source(w.study, "queries"),
+        pool=lambda w: local_source(w.study, "candidates"),
         nearest=lambda w: study_of(w).corpus.neighbours.count,
         gpus=from_study("gpus"),
         trust_remote_code=from_study("trust_remote_code"),

@@ -5,6 +5,7 @@ from snakemake.exceptions import WorkflowError
 
 from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
 from forebear.estimators import COLUMNS, ESTIMATORS, documents_point, inverse_points, scoring_passes
+from forebear.sources import source_files
 
 
 def data_of(point):
@@ -48,34 +49,62 @@ def present(path):
     return path if path and os.path.exists(path) else []
 
 
-def corpus_file(wildcards):
-    """The file behind a data set; None for embedded corpora."""
+def brought(study, dataset):
+    """What the config says of the documents of a stage, of the queries, or of the candidates' pool; None if nothing."""
+    corpus = CONFIG.studies[study].corpus
+    if isinstance(corpus, StageFiles) and dataset in CONFIG.studies[study].stage_names:
+        return corpus.documents[dataset].described(corpus.limit.get(dataset))
+    if isinstance(corpus, FileCorpus) and dataset == "queries":
+        return corpus.queries.described()
+    if isinstance(corpus, FileCorpus) and dataset == "candidates" and corpus.neighbours:
+        return corpus.neighbours.pool.described(corpus.neighbours.limit)
+    return None
+
+
+def from_hub(wildcards):
+    """The data set of the hub that a job fetches."""
+    source = brought(wildcards.study, wildcards.dataset)
+    if not source or not source["hub"]:
+        raise WorkflowError(f"{wildcards.study}: {wildcards.dataset} is no data set of the hub.")
+    return source
+
+
+def local_source(study, dataset):
+    """What is read of somebody's data: `brought`, with a hub's data set as the file that it was fetched to."""
+    source = brought(study, dataset)
+    if source and source["hub"]:
+        return {"path": f"results/{study}/fetched/{dataset}.jsonl"}
+    return source
+
+
+def source_input(study, dataset):
+    """The files behind `local_source`: what a rule makes, and of a user's own those that are there."""
+    source, described = local_source(study, dataset), brought(study, dataset)
+    if not source:
+        return []
+    return source["path"] if described["hub"] else list(map(str, source_files(source["path"])))
+
+
+def chosen_file(wildcards):
+    """The file of a study with candidates that is no stage's documents; None for every other."""
     study = study_of(wildcards)
-    if isinstance(study.corpus, ProseCorpus):
-        return study.corpus.file and str(study.corpus.file)
-    if wildcards.dataset in study.stage_names:
-        return (
-            str(study.corpus.documents[wildcards.dataset])
-            if isinstance(study.corpus, StageFiles)
-            else None
-        )
-    if study.candidates:
-        return f"results/{wildcards.study}/{study.candidates}/{wildcards.dataset}.jsonl"
-    return str(study.corpus.queries) if isinstance(study.corpus, FileCorpus) else None
+    if not study.candidates or wildcards.dataset in study.stage_names:
+        return None
+    return f"results/{wildcards.study}/{study.candidates}/{wildcards.dataset}.jsonl"
+
+
+def corpus_source(wildcards):
+    """Where a data set is read from; None for embedded corpora."""
+    chosen = chosen_file(wildcards)
+    return {"path": chosen} if chosen else local_source(wildcards.study, wildcards.dataset)
 
 
 def corpus_input(wildcards):
-    """`corpus_file` as an input: what a rule makes is always one, a user's file if it is there."""
-    chosen = (
-        study_of(wildcards).candidates and wildcards.dataset not in study_of(wildcards).stage_names
-    )
-    return corpus_file(wildcards) if chosen else present(corpus_file(wildcards))
-
-
-def corpus_limit(wildcards):
-    """How many lines of a data set's file are read; None for all."""
+    """The files behind a data set."""
     corpus = study_of(wildcards).corpus
-    return corpus.limit.get(wildcards.dataset) if isinstance(corpus, StageFiles) else None
+    if isinstance(corpus, ProseCorpus):
+        return list(map(str, source_files(corpus.file))) if corpus.file else []
+    return chosen_file(wildcards) or source_input(wildcards.study, wildcards.dataset)
 
 
 def embedded_corpus(wildcards):

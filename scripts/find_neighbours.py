@@ -12,6 +12,7 @@ from forebear.checkpoints import device_for, load_encoder, load_tokenizer
 from forebear.manifests import read_manifest
 from forebear.neighbours import mean_token_states, with_neighbours
 from forebear.records import full_text, read_records, write_records
+from forebear.sources import Source
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
@@ -19,7 +20,7 @@ read_manifest(files.encoder)
 directory = Path(files.encoder).parent
 model = load_encoder(directory, params.trust_remote_code).to(device_for(params.gpus))
 tokenizer = load_tokenizer(directory, params.trust_remote_code)
-queries, pool = read_records(params.files[0]), read_records(params.files[1], params.limit)
+queries, pool = (read_records(Source(**source)) for source in (params.queries, params.pool))
 vectors = [mean_token_states(model, tokenizer, [full_text(r) for r in records]) for records in (queries, pool)]
 found = with_neighbours(queries, pool, *vectors, params.nearest)
 for file, records in zip((snakemake.output.queries, snakemake.output.candidates), found, strict=True):

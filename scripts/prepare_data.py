@@ -1,15 +1,16 @@
-"""Write one data set of a study as checked records: an embedded corpus, or a user's file."""
+"""Write one data set of a study as checked records: an embedded corpus, or what somebody brings."""
 
 from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
 from forebear.corpora import build_corpus
-from forebear.records import read_records, write_records
+from forebear.progress import progress
+from forebear.records import checked_records, write_records
+from forebear.sources import Source
 from forebear.writing import atomic_path
 
 params, dataset = snakemake.params, snakemake.params.dataset
-records = build_corpus(**params.embedded)[dataset] if params.embedded else read_records(params.file, params.limit)
+records = build_corpus(**params.embedded)[dataset] if params.embedded else checked_records(Source(**params.source))
 with atomic_path(snakemake.output.records) as path:
-    write_records(path, records)
-print(f"{dataset}: {len(records)} records")
+    write_records(path, progress(records, dataset, "record"))

@@ -1,7 +1,8 @@
 """A small server that speaks the hub's protocol on 127.0.0.1, with faults on demand.
 
 It knows what `snapshot_download` asks: a revision's commit, the tree of its files, and the
-files themselves with ETag, X-Repo-Commit and ranges.
+files themselves with ETag, X-Repo-Commit and ranges; and what `datasets` asks of a data set,
+whose name here begins with "datasets/": also what lies at some paths.
 """
 
 import hashlib
@@ -12,17 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".bin")  # files that the hub names by their SHA-256
+LARGE = (".safetensors", ".bin", ".parquet")  # files that the hub names by their SHA-256
 
 
 @dataclass
 class Repository:
-    """One commit of a model, with the tag `v1`."""
+    """One commit of a model or data set, with the tag `v1`."""
 
     folder: Path
-    token: str | None = None  # without it the model is gated
+    token: str | None = None  # without it the repository is gated
     commit: str = "c" * 40
 
 
@@ -42,6 +43,10 @@ def etag(file: Path) -> str:
     if file.suffix in LARGE:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -72,12 +77,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.asked.append((self.command, path, self.headers.get("Range", "")))
-        api = path.startswith("api/models/")
-        parts = path.removeprefix("api/models/").split("/")
-        name, (action, revision, *rest) = "/".join(parts[:2]), [*parts[2:], "", ""][: max(2, len(parts) - 2)]
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        api = path.startswith("api/")
+        parts = path.removeprefix("api/").removeprefix("models/").split("/")
+        words = 3 if parts[0] == "datasets" else 2
+        name, (action, revision, *rest) = (
+            "/".join(parts[:words]),
+            [*parts[words:], "", ""][: max(2, len(parts) - words)],
+        )
         repository = self.hub.repositories.get(name)
         if repository is None:
             return self._error(401, "RepoNotFound", "Repository Not Found")
@@ -86,13 +99,25 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in ("v1", repository.commit):
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if not api:
-            return self._file(repository, rest[0])
-        entries = [self._entry(file) for file in sorted(repository.folder.iterdir())]
-        siblings = [{"rfilename": entry["path"]} for entry in entries]
-        self._json(entries if action == "tree" else {"id": name, "sha": repository.commit, "siblings": siblings})
+            return self._file(repository, "/".join(rest))
+        if action == "paths-info":
+            asked = [repository.folder / path for path in parse_qs(body.decode())["paths"]]
+            return self._json([self._entry(repository, path) for path in asked if path.exists()])
+        if action == "tree":
+            folder = repository.folder.joinpath(*rest)
+            if not folder.is_dir():
+                return self._error(404, "EntryNotFound", "Entry not found")
+            recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"]) != ["false"]
+            found = sorted(folder.rglob("*") if recursive else folder.iterdir())
+            return self._json([self._entry(repository, path) for path in found])
+        siblings = [{"rfilename": str(file.relative_to(repository.folder))} for file in files_of(repository.folder)]
+        self._json({"id": name.removeprefix("datasets/"), "sha": repository.commit, "siblings": siblings})
 
-    def _entry(self, file: Path) -> dict:
-        entry = {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": etag(file)}
+    def _entry(self, repository: Repository, file: Path) -> dict:
+        path = str(file.relative_to(repository.folder))
+        if file.is_dir():
+            return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}
+        entry = {"type": "file", "path": path, "size": file.stat().st_size, "oid": etag(file)}
         if file.suffix in LARGE:
             entry["lfs"] = {"oid": etag(file), "size": file.stat().st_size, "pointerSize": 134}
         return entry
@@ -104,23 +129,24 @@ class _Handler(BaseHTTPRequestHandler):
         content = file.read_bytes()
         if name in self.hub.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        asked = self.headers.get("Range", "").removeprefix("bytes=").rstrip("-")
-        first = int(asked) if asked else 0
+        asked = self.headers.get("Range", "").removeprefix("bytes=")
+        first, _, last = asked.partition("-")
+        first, last = int(first or 0), min(int(last or len(content)), len(content) - 1)
         self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{etag(file)}"')
         self.send_header("X-Repo-Commit", repository.commit)
         self.send_header("Accept-Ranges", "bytes")
         if asked:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - first))
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.send_header("Content-Length", str(last + 1 - first))
         self.end_headers()
         if self.command == "GET":
             if self.hub.interrupt.get(name, 0) > 0:
                 self.hub.interrupt[name] -= 1
-                self.wfile.write(content[first : (first + len(content)) // 2])
+                self.wfile.write(content[first : (first + last + 1) // 2])
                 self.close_connection = True
                 return
-            self.wfile.write(content[first:])
+            self.wfile.write(content[first : last + 1])
 
     def _json(self, content: object, status: int = 200) -> None:
         body = json.dumps(content).encode()

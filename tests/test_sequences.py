@@ -21,7 +21,7 @@ from forebear.training import build_tokenizer
         (b'{"text": " "}', "`text` is missing or empty"),
         (b'{"text": "a", "id": "one"}', "already used in line 1"),
         (b'{"text": "a", "id": 7}', "`id` must be a string"),
-        (b"", "line 2: not valid JSON"),
+        (b"{", "line 2: not valid JSON"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line: bytes, words: str):

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from forebear.corpus_config import EMBEDDED, Checkpoint, FileCorpus, Neighbours, Section, TracingCorpus
+from forebear.corpus_config import EMBEDDED, Checkpoint, FileCorpus, Neighbours, Section, Source, TracingCorpus
 from forebear.errors import ForebearError
 from forebear.redaction import redacted
 from forebear.study_config import (
@@ -123,6 +123,7 @@ def _rows(section: type[BaseModel], prefix: str = "") -> list[str]:
 _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ...]] = {
     (Config, "studies"): ((".*", Study),),
     (Study, "corpus"): (*(("", corpus) for corpus in EMBEDDED.values()), ("", FileCorpus), ("", TracingCorpus)),
+    (FileCorpus, "documents"): ((".*", Source),),
     (FileCorpus, "neighbours"): (("", Neighbours),),
     (Neighbours, "encoder"): (("", Checkpoint),),
     (Study, "stages"): (("[]", Stage),),

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -99,6 +99,17 @@ class ProseCorpus(Section):
         return ("pretraining",)
 
 
+def checked_name(value: str | None) -> str | None:
+    """A name on the hub.
+
+    Raises:
+        ValueError: it is an address, or no name.
+    """
+    if value is not None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
+        raise ValueError("must be a name such as bigscience/bloom-560m; HF_ENDPOINT is for the address of a hub")
+    return value
+
+
 class Checkpoint(Section):
     """A model that has been trained already: on the Hugging Face hub, in a Python package, or in a folder."""
 
@@ -119,9 +130,7 @@ class Checkpoint(Section):
     @field_validator("hub")
     @classmethod
     def _is_no_address(cls, value):
-        if value is not None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
-            raise ValueError("must be a name such as bigscience/bloom-560m; HF_ENDPOINT is for the address of a hub")
-        return value
+        return checked_name(value)
 
     @model_validator(mode="after")
     def _pinned_or_path(self):
@@ -132,13 +141,78 @@ class Checkpoint(Section):
         return self
 
 
+class Source(Section):
+    """Records that somebody brings: files, or a data set of the Hugging Face hub."""
+
+    path: Path | None = None
+    """A file, a folder of files, a pattern such as my/*.jsonl.gz, or a folder that `datasets` saved."""
+    hub: str | None = None
+    """Name of a data set on the hub, such as databricks/databricks-dolly-15k."""
+    revision: str | None = None
+    """Commit or tag on the hub (a branch may move)."""
+    name: str | None = None
+    """Subset of the hub's data set, if it has several."""
+    split: str | None = None
+    """Split of the data set, if it has several."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many records; of a data set on the hub the others are not fetched."""
+    text: str | None = None
+    """Column that is the record's `text`, if it has another name; likewise the following."""
+    prompt: str | None = None
+    """Column of the `prompt`."""
+    completion: str | None = None
+    """Column of the `completion`."""
+    messages: str | None = None
+    """Column of the `messages` of a chat."""
+    label: str | None = None
+    """Column of a classifier's `label`."""
+    id: str | None = None
+    """Column of the `id`."""
+    relevant: str | None = None
+    """Column of a query's `relevant` documents."""
+    group: str | None = None
+    """Column of a query's `group`."""
+
+    @field_validator("hub")
+    @classmethod
+    def _is_no_address(cls, value):
+        return checked_name(value)
+
+    @model_validator(mode="after")
+    def _path_or_pinned(self):
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either `path` or `hub`")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("`hub` needs a `revision`, a commit or tag, and `path` has none")
+        if self.name and not self.hub:
+            raise ValueError("`name` is for a data set on the hub, and `path` has none")
+        return self
+
+    def described(self, limit: int | None = None) -> dict:
+        """As the engine's Source takes it; `limit` is one that stands elsewhere."""
+        columns = {name: column for name in COLUMNS if (column := getattr(self, name))}
+        places = self.model_dump(mode="json", include={"path", "hub", "revision", "name", "split"})
+        return {**places, "columns": columns, "limit": self.limit or limit}
+
+
+COLUMNS = ("text", "prompt", "completion", "messages", "label", "id", "relevant", "group")
+
+
+def _as_section(value: object) -> object:
+    return {"path": value} if isinstance(value, str | Path) else value
+
+
+# A plain string is the path.
+Records = Annotated[Source, BeforeValidator(_as_section)]
+
+
 class Neighbours(Section):
     """Documents to score in place of the attributed stage's own: those nearest to the queries."""
 
-    pool: Path
-    """A file of documents to choose from, as for a stage."""
+    pool: Records
+    """Documents to choose from, as for a stage."""
     limit: int | None = Field(None, ge=1)
-    """Only the first so many lines of the pool."""
+    """Only the first so many records of the pool."""
     encoder: Checkpoint
     """A sentence encoder, such as sentence-transformers/all-MiniLM-L6-v2."""
     count: int = Field(100, ge=1)
@@ -146,12 +220,19 @@ class Neighbours(Section):
 
 
 class StageFiles(Section):
-    """JSONL files of the stages' documents."""
+    """Files or data sets of the stages' documents."""
 
-    documents: dict[str, Path]
-    """For each stage, a file of {"text"}, {"prompt", "completion"} or {"text", "label"} lines, of xP3 or of dolly-15k."""
+    documents: dict[str, Records]
+    """For each stage, its records: a path (a file, a folder, a pattern), or a section as follows; see docs/data.md."""
     limit: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """For some stages, only the first so many lines."""
+    """For some stages, only the first so many records."""
+
+    @model_validator(mode="after")
+    def _one_limit(self):
+        for name, source in self.documents.items():
+            if source.limit and name in self.limit:
+                raise ValueError(f"the stage {name!r} has two limits; remove one of them")
+        return self
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -159,10 +240,10 @@ class StageFiles(Section):
 
 
 class FileCorpus(StageFiles):
-    """JSONL files of your own."""
+    """Data of your own."""
 
-    queries: Path
-    """A file of {"prompt", "completion"} or {"text", "label"} lines, optionally with `relevant` and `group`."""
+    queries: Records
+    """The queries' records, named as documents are, optionally with `relevant` and `group`."""
     neighbours: Neighbours | None = None
     """Score the documents nearest to the queries instead of the attributed stage's own."""
 

@@ -5,6 +5,7 @@ This tells a dry run about memory and passes; the job itself plans again, with w
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from forebear.blocks import tracked_blocks
+from forebear.corpus_config import FileCorpus
+from forebear.errors import ForebearError
 from forebear.estimators import COLUMNS, ESTIMATORS
 from forebear.plan import (
     Budget,
@@ -26,6 +29,7 @@ from forebear.plan import (
     shape_of,
 )
 from forebear.records import full_text
+from forebear.sources import Source, source_rows
 from forebear.study_config import Study
 
 WORDS = 4000  # assumed of a vocabulary that is made from documents which are not there yet
@@ -116,10 +120,12 @@ def _lengths(path: Path, max_length: int) -> list[int]:
 def _number_of_queries(study: Study, path: Path) -> int:
     """As many as are prepared, or as the config says."""
     corpus = study.corpus
-    for file in (path, getattr(corpus, "queries", None)):
-        if isinstance(file, Path) and file.is_file():
-            with file.open("rb") as handle:
-                return sum(1 for _ in handle)
+    if path.is_file():
+        with path.open("rb") as handle:
+            return sum(1 for _ in handle)
+    if isinstance(corpus, FileCorpus) and corpus.queries.path:
+        with suppress(ForebearError):  # which the job itself says
+            return sum(1 for _ in source_rows(Source(**corpus.queries.described())))
     for key, questions in (("query_passages", 1), ("query_countries", RELATIONS), ("queries", 1)):
         if isinstance(count := getattr(corpus, key, None), int):
             return questions * count

@@ -9,17 +9,9 @@ import hashlib
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from forebear.errors import ForebearError
+from forebear.hub_errors import explained_fetch
 from forebear.manifests import CODE, OTHERS, PICKLES, SAFETENSORS, matching
 
 
@@ -43,29 +35,8 @@ def fetch_snapshot(name: str, revision: str, trust_remote_code: bool = False) ->
 
 
 def _download(name: str, revision: str, patterns: list[str]) -> Path:
-    try:
+    with explained_fetch(name, revision, "model", "give `checkpoint` a folder"):
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except GatedRepoError as error:
-        remedy = "accept its licence on its page and log in with `hf auth login`, or set HF_TOKEN"
-        raise ForebearError(f"{name}: the model is gated; {remedy}.") from error
-    except RepositoryNotFoundError as error:
-        raise ForebearError(
-            f"{name}: the hub has no such model, or it is private; correct `hub`, or log in with `hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ForebearError(f"{name}: the model has no revision {revision!r}; correct `revision`.") from error
-    except HFValidationError as error:
-        raise ForebearError(f"{name!r} is not a model's name on the hub, such as bigscience/bloom-560m.") from error
-    except LocalEntryNotFoundError as error:
-        raise ForebearError(
-            f"{name} at {revision}: not in the cache as a whole, and the hub cannot be reached or HF_HUB_OFFLINE "
-            "is set; run again with a network, or give `checkpoint` a folder."
-        ) from error
-    except (HfHubHTTPError, HTTPError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ForebearError(
-            f"{name} at {revision}: the download broke off ({reason}); run again, the files that are whole are kept."
-        ) from error
 
 
 def _check_content(file: Path, name: str) -> None:

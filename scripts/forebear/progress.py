@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -14,26 +14,32 @@ TERMINAL_FD = "FOREBEAR_TERMINAL_FD"  # set by jobs.start, which sends stderr to
 Item = TypeVar("Item")
 
 
-def progress(items: Collection[Item], description: str, unit: str) -> Iterator[Item]:
-    """Iterate over `items`, showing how far it has come and how long the rest will take."""
+def progress(items: Iterable[Item], description: str, unit: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate over `items`, showing how far it has come and how long the rest will take.
+
+    Args:
+        total: how many there are, if `items` does not know it; without it only the rate is shown.
+    """
+    total = len(items) if isinstance(items, Sized) else total
     terminal, log = _terminal(), None if sys.stderr.isatty() else sys.stderr
-    bar = tqdm(
-        items, desc=description, unit=unit, leave=False, file=terminal or sys.stderr, disable=None, dynamic_ncols=True
-    )
+    options = {"leave": False, "file": terminal or sys.stderr, "disable": None, "dynamic_ncols": True}
+    bar = tqdm(items, desc=description, unit=unit, total=total, **options)
     started = logged = time.monotonic()
-    for done, item in enumerate(bar):
+    done = 0
+    for item in bar:
         now = time.monotonic()
         if log is not None and now - logged >= LOG_SECONDS:
             logged = now
             print(
-                tqdm.format_meter(done, len(items), now - started, prefix=description, unit=unit, ncols=0),
+                tqdm.format_meter(done, total, now - started, prefix=description, unit=unit, ncols=0),
                 file=log,
                 flush=True,
             )
         yield item
+        done += 1
     if log is not None:
         seconds = time.monotonic() - started
-        print(f"{description}: {len(items)} × {unit} in {seconds:.1f} s", file=log, flush=True)
+        print(f"{description}: {done} × {unit} in {seconds:.1f} s", file=log, flush=True)
 
 
 def _terminal():

@@ -9,39 +9,47 @@ ranked for it; all by default) and `group`.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from forebear.errors import ForebearError
 from forebear.formats import as_record
+from forebear.sources import Source, source_rows
 
 
-def read_records(path: str | Path, limit: int | None = None) -> list[dict]:
-    """The records of a JSONL file, checked; ids default to line numbers.
+def read_records(source: str | Path | Source, limit: int | None = None) -> list[dict]:
+    """All records of a source, checked; see `checked_records`."""
+    return list(checked_records(source, limit))
+
+
+def checked_records(source: str | Path | Source, limit: int | None = None) -> Iterator[dict]:
+    """The records of a source one at a time, checked; ids default to running numbers from 1.
 
     Args:
-        limit: read the first so many lines only.
+        source: anything that `sources` reads; a plain path is a file, a folder or a pattern.
+        limit: read the first so many rows only.
 
     Raises:
-        ForebearError: naming file and line, for a line that is not a valid record.
+        ForebearError: naming file and line, for a row that is not a valid record.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ForebearError(f"{path}: there is no such file; check `corpus` in the config.")
-    records, lines_by_id = [], {}
-    with path.open("rb") as handle:
-        for number, raw in enumerate(islice(handle, limit), start=1):
-            where = f"{path}, line {number}"
-            record = _parse_record(raw, where)
-            record.setdefault("id", str(number))
-            earlier = lines_by_id.setdefault(record["id"], number)
-            if earlier != number:
-                raise ForebearError(f"{where}: the id {record['id']!r} was already used in line {earlier}.")
-            records.append(record)
-    if not records:
-        raise ForebearError(f"{path}: the file has no records; give it at least one line.")
-    return records
+    if not isinstance(source, Source):
+        source = Source(path=str(source))
+    if limit is not None:
+        source = replace(source, limit=limit)
+    numbers_by_id = {}
+    for number, row in enumerate(source_rows(source), start=1):
+        record = _checked(row.content, row.where)
+        record.setdefault("id", str(number))
+        earlier = numbers_by_id.setdefault(record["id"], number)
+        if earlier != number:
+            first = next(islice(source_rows(source), earlier - 1, None))
+            place = first.place if first.file == row.file else first.where
+            raise ForebearError(f"{row.where}: the id {record['id']!r} was already used in {place}.")
+        yield record
+    if not numbers_by_id:
+        raise ForebearError(f"{source}: has no records; give it at least one.")
 
 
 def record_key(record: Mapping) -> str:
@@ -50,13 +58,7 @@ def record_key(record: Mapping) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
-def _parse_record(raw: bytes, where: str) -> dict:
-    try:
-        record = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ForebearError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}).") from error
-    except json.JSONDecodeError as error:
-        raise ForebearError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from error
+def _checked(record: object, where: str) -> dict:
     if not isinstance(record, dict):
         raise ForebearError(f"{where}: expected a JSON object, found {type(record).__name__}.")
     record = as_record(record)
