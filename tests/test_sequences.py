@@ -20,7 +20,7 @@ from forebear.training import build_tokenizer
         (b'{"prompt": "a"}', "line 2: needs a non-empty string"),
         (b'{"text": " "}', "`text` is missing or empty"),
         (b'{"text": "a", "id": "one"}', "already used in line 1"),
-        (b'{"text": "a", "id": 7}', "`id` must be a string"),
+        (b'{"text": "a", "id": 7.5}', "`id` must be a string or a whole number, found 7.5"),
         (b"", "line 2: not valid JSON"),
     ],
 )

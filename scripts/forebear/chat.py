@@ -8,15 +8,14 @@ of a query is the last turn's content alone.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from forebear.conversations import ASSISTANT
 from forebear.errors import ForebearError
 from forebear.tokens import Span
 
-ASSISTANT = "assistant"
 _MARK = "\ue000"  # a character for private use
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # A template that writes today's date would make other tokens in every job.
@@ -62,22 +61,6 @@ class _Script:
                 "another template (`chat.template`)."
             ) from error
         return texts[0], marked[0] if blocks else []
-
-
-def read_template(template: str | None) -> str | None:
-    """The config's `chat.template`: a Jinja template, or a file that has it.
-
-    Raises:
-        ForebearError: there is no such file.
-    """
-    if template is None or "{" in template:
-        return template
-    try:
-        return Path(template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ForebearError(
-            f"config: `chat.template`: the file {template} cannot be read; give a Jinja template, or its file."
-        ) from error
 
 
 def rendered(record: Mapping, tokenizer, chat: Chat) -> str:
