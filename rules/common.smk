@@ -67,6 +67,19 @@ def from_study(key):
     return lambda wildcards: getattr(study_of(wildcards), key)
 
 
+def chat_of(wildcards):
+    """How the chats of a job's study are read."""
+    return chat_of_study(wildcards.study)
+
+
+def chat_of_study(study):
+    """How a study's chats are read, with the template itself: an edit of its file reruns the jobs."""
+    try:
+        return CONFIG.studies[study].chat.settings
+    except ForebearError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def engine(script):
     """Digest of the engine's code that a script uses: an edit there reruns the job."""
     return engine_digest(f"{workflow.basedir}/scripts/{script}.py")

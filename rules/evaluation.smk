@@ -64,6 +64,7 @@ rule compute_damping_sweep:
         split_heads=from_study("split_heads"),
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),
+        chat=chat_of,
         gpus=from_study("gpus"),
         trust_remote_code=from_study("trust_remote_code"),
         engine=engine("compute_damping_sweep"),

@@ -60,6 +60,7 @@ rule retrain:
         training=lambda w: [study_of(w).stage(s).training.model_dump() for s in retrained_stages(w)],
         model=lambda w: None if initial_manifest(w) else study_of(w).model,
         max_length=from_study("max_length"),
+        chat=chat_of,
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
         trust_remote_code=from_study("trust_remote_code"),
@@ -92,6 +93,7 @@ rule measure_retrainings:
     params:
         study="{study}",
         max_length=from_study("max_length"),
+        chat=chat_of,
         gpus=from_study("gpus"),
         trust_remote_code=from_study("trust_remote_code"),
         bank="results/{study}/ground_truth/retrainings",

@@ -56,6 +56,7 @@ rule train_stage:
         training=lambda w: study_of(w).stage(w.stage).training.model_dump(),
         model=lambda w: None if previous_stage(w.study, w.stage) else study_of(w).model,
         max_length=from_study("max_length"),
+        chat=chat_of,
         seed=from_study("training_seed"),
         gpus=from_study("gpus"),
         trust_remote_code=from_study("trust_remote_code"),
@@ -82,6 +83,7 @@ rule answer_queries:
         gpu=from_study("gpus"),
     params:
         max_length=from_study("max_length"),
+        chat=chat_of,
         gpus=from_study("gpus"),
         trust_remote_code=from_study("trust_remote_code"),
         precision=from_study("precision"),

@@ -9,6 +9,7 @@ lease_devices(snakemake.params.gpus)
 from pathlib import Path
 
 from forebear.answers import answer_queries
+from forebear.chat import Chat
 from forebear.checkpoints import load_model, load_tokenizer
 from forebear.records import read_records, write_records
 from forebear.writing import atomic_path
@@ -18,7 +19,7 @@ directory = Path(snakemake.input.manifest).parent
 model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
 tokenizer = load_tokenizer(directory, params.trust_remote_code)
 queries = read_records(snakemake.input.queries)
-answers = answer_queries(model, tokenizer, queries, params.max_length)
+answers = answer_queries(model, tokenizer, queries, params.max_length, Chat(**params.chat))
 with atomic_path(snakemake.output.answers) as path:
     write_records(path, answers)
 print(f"{sum(answer['correct'] for answer in answers)} of {len(answers)} answers are right")

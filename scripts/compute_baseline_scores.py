@@ -18,6 +18,7 @@ from forebear.baselines import (
     sentence_embeddings,
     unit_patterns,
 )
+from forebear.chat import Chat
 from forebear.checkpoints import device_for, load_model, load_tokenizer
 from forebear.manifests import point_digests
 from forebear.records import full_text, read_records
@@ -36,7 +37,8 @@ if params.estimator in ("embedding", "cka"):
     model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
     tokenizer = load_tokenizer(directory, params.trust_remote_code)
     ends = [(documents, True), (queries, False)]
-    encoded = [encode(records, tokenizer, params.max_length, end=end) for records, end in ends]
+    chat = Chat(**params.chat)
+    encoded = [encode(records, tokenizer, params.max_length, end=end, chat=chat) for records, end in ends]
 
 with measured() as overhead:
     if params.estimator == "embedding":

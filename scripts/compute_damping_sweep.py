@@ -22,6 +22,7 @@ point = open_point(
     params.gpus,
     params.split_heads,
     trust_remote_code=params.trust_remote_code,
+    chat=params.chat,
 )
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
 masks = read_subsets(files.subsets)[params.stage]

@@ -21,7 +21,7 @@ from forebear.score_files import write_scores
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.attributed)}
 keys = ensemble_keys(files.shards, digest, params.seed, params.members)
-loading = {name: getattr(params, name) for name in ("max_length", "gpus", "split_heads", "trust_remote_code")}
+loading = {name: getattr(params, name) for name in ("max_length", "chat", "gpus", "split_heads", "trust_remote_code")}
 options = FactorOptions(params.seed, params.batch_tokens, params.label_samples)
 
 total, trained, scoring = 0.0, 0.0, 0.0

@@ -22,6 +22,7 @@ point = open_point(
     end=False,
     precision=params.precision,
     trust_remote_code=params.trust_remote_code,
+    chat=params.chat,
 )
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
 plan = plan_query_gradients(point.shape, budget, params.batch_tokens)

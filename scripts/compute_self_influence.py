@@ -23,6 +23,7 @@ point = open_point(
     params.split_heads,
     precision=params.precision,
     trust_remote_code=params.trust_remote_code,
+    chat=params.chat,
 )
 factors = (files.eigenbasis, files.eigenvalues)
 curvature, _ = open_link(params.link, files.manifest, files.fitted, *factors, point.blocks, stored=True)

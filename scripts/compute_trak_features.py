@@ -18,7 +18,7 @@ from forebear.trak import Member, error_probabilities, projected_gradients, writ
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.records)}
 keys = ensemble_keys(files.shards, digest, params.seed, params.members)
-loading = {name: getattr(params, name) for name in ("max_length", "gpus", "split_heads", "trust_remote_code")}
+loading = {name: getattr(params, name) for name in ("max_length", "chat", "gpus", "split_heads", "trust_remote_code")}
 
 members, trained = [], 0.0
 with measured() as cost:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forebear.bank import read_bank, read_subsets
-from forebear.evaluation import Bank, candidate_mask, evaluate_estimator, noise_ceiling, relevant_indices
+from forebear.evaluation import Bank, candidate_mask, evaluate_estimator, noise_ceiling, relevant_indices, unknown_names
 from forebear.progress import progress
 from forebear.records import collection_digest, file_digest, read_jsonl, read_records
 from forebear.score_files import read_cost, read_scores
@@ -25,6 +25,8 @@ if files.bank:
     subsets = read_subsets(files.subsets, digest)
     measured = read_bank(files.bank, {**digest, "query_data_digest": file_digest(files.queries)})
     bank = Bank(np.concatenate([subsets[stage] for stage in params.stages], axis=1), *measured)
+if warning := unknown_names(documents, queries):
+    print(warning)
 relevant, candidates = relevant_indices(documents, queries), candidate_mask(documents, queries)
 digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
 

@@ -22,6 +22,7 @@ point = open_point(
     params.split_heads,
     precision=params.precision,
     trust_remote_code=params.trust_remote_code,
+    chat=params.chat,
 )
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)

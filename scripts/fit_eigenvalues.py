@@ -22,6 +22,7 @@ point = open_point(
     params.split_heads,
     precision=params.precision,
     trust_remote_code=params.trust_remote_code,
+    chat=params.chat,
 )
 basis = stored_eigenbasis(snakemake.input.eigenbasis, {**point.digests, "seed": params.seed})
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)

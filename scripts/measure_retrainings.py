@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from forebear.bank import checked_folder, read_measurements, read_shards, write_bank, write_measurements
+from forebear.chat import Chat
 from forebear.checkpoints import load_model, load_tokenizer
 from forebear.heads import classes_by_label
 from forebear.progress import progress
@@ -35,7 +36,7 @@ for key in progress(keys.values(), "measurements", "model"):
         model = load_model(folder, params.gpus, trust_remote_code=params.trust_remote_code)
         tokenizer = load_tokenizer(folder, params.trust_remote_code)
         classes = classes_by_label(model)
-        examples = encode(list(new.values()), tokenizer, params.max_length, end=False, classes=classes)
+        examples = encode(list(new.values()), tokenizer, params.max_length, False, classes, Chat(**params.chat))
         known |= dict(zip(new, evaluate_losses(model, examples).tolist(), strict=True))
         write_measurements(path, known)
     measurements.append([known[record_key(record)] for record in records])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from forebear.bank import plan_retrainings, read_subsets, retraining_key, write_shard
+from forebear.chat import Chat
 from forebear.checkpoints import device_for, load_model, load_tokenizer, save_checkpoint
 from forebear.manifests import read_manifest
 from forebear.progress import progress
@@ -28,7 +29,7 @@ if files.initial:
 else:
     tokenizer = build_tokenizer([record for part in records for record in part])
 stages = [
-    prepare_stage(part, tokenizer, params.max_length, task, Schedule(**training))
+    prepare_stage(part, tokenizer, params.max_length, task, Schedule(**training), Chat(**params.chat))
     for part, task, training in zip(records[params.first_stage :], params.tasks, params.training, strict=True)
 ]
 
@@ -37,6 +38,7 @@ recipe = {
     "training": params.training,
     "tasks": params.tasks,
     "max_length": params.max_length,
+    "chat": params.chat,
     "data": [file_digest(file) for file in files.records],
     "engine": params.engine,
 }

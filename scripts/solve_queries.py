@@ -32,7 +32,12 @@ for link, *sources in zip(
     params.links, files.manifests, files.records, files.eigenbasis, files.eigenvalues, strict=True
 ):
     point = open_point(
-        *sources[:2], params.max_length, params.gpus, params.split_heads, trust_remote_code=params.trust_remote_code
+        *sources[:2],
+        params.max_length,
+        params.gpus,
+        params.split_heads,
+        trust_remote_code=params.trust_remote_code,
+        chat=params.chat,
     )
     curvature, scale = open_link(link, *sources, point.blocks)
     examples = choose_sequences(point.examples, options.sequences, params.seed)

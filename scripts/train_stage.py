@@ -9,6 +9,7 @@ lease_devices(snakemake.params.gpus)
 from dataclasses import asdict
 from pathlib import Path
 
+from forebear.chat import Chat
 from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
 from forebear.heads import classes_by_label, with_head
 from forebear.records import classes_of, file_digest, read_records
@@ -27,7 +28,7 @@ else:
 check_context(model, params.max_length)
 records = read_records(snakemake.input.records)
 model = with_head(model, params.task, classes_of(records), params.seed)
-examples = encode(records, tokenizer, params.max_length, classes=classes_by_label(model))
+examples = encode(records, tokenizer, params.max_length, classes=classes_by_label(model), chat=Chat(**params.chat))
 with measured() as cost:
     model, record = train(
         model.to(device_for(params.gpus)),

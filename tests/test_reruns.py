@@ -119,6 +119,7 @@ EDITS = {
     "`corpus`, of an embedded one": {**study(TINY)["corpus"], "countries": 9},
     "`model`": {**study(TINY)["model"], "hidden_size": 32},
     "`max_length`": 24,
+    "`chat`": {"loss": "last"},
     "`stages[0].training`": {**study(TINY)["stages"][0]["training"], "epochs": 3},
     "`stages[1].training`": {**study(TINY)["stages"][1]["training"], "epochs": 3},
     "`stages[0].damping`": 0.1,

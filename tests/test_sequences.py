@@ -20,7 +20,7 @@ from forebear.training import build_tokenizer
         (b'{"prompt": "a"}', "line 2: needs a non-empty string"),
         (b'{"text": " "}', "`text` is missing or empty"),
         (b'{"text": "a", "id": "one"}', "already used in line 1"),
-        (b'{"text": "a", "id": 7}', "`id` must be a string"),
+        (b'{"text": "a", "id": 7.5}', "`id` must be a string or a whole number, found 7.5"),
         (b"{", "line 2: not valid JSON"),
     ],
 )
@@ -60,7 +60,7 @@ def test_targets_are_the_completion_and_its_end(tokenizer):
 
 def test_truncation_keeps_the_answer(tokenizer):
     record = {"id": "1", "prompt": "a b c d e f", "completion": "g h"}
-    assert words_of(tokenizer, encode([record], tokenizer, 5)[0]) == ("e f", "g h </s>")
+    assert words_of(tokenizer, encode([record], tokenizer, 5)[0]) == ("<s> f", "g h </s>")
 
 
 def test_labels_are_the_next_targets_and_padding_never_counts():

@@ -49,6 +49,8 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
     ids = torch.nn.utils.rnn.pad_sequence([e.ids for e in chosen], batch_first=True)
     labels = shifted_labels(ids, torch.tensor([e.first_target for e in chosen]), lengths)
     for row, example in enumerate(chosen):
+        if example.targets is not None:
+            labels[row, : len(example.ids) - 1][~example.targets[1:]] = IGNORED
         if example.label is not None:
             labels[row, len(example.ids) - 1] = example.label
     positions = torch.arange(ids.shape[1]) < torch.tensor([e.positions for e in chosen])[:, None]

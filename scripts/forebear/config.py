@@ -13,6 +13,7 @@ from forebear.corpus_config import EMBEDDED, Checkpoint, FileCorpus, Neighbours,
 from forebear.errors import ForebearError
 from forebear.redaction import redacted
 from forebear.study_config import (
+    Chat,
     Compression,
     Cost,
     Damping,
@@ -126,6 +127,7 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (FileCorpus, "documents"): ((".*", Source),),
     (FileCorpus, "neighbours"): (("", Neighbours),),
     (Neighbours, "encoder"): (("", Checkpoint),),
+    (Study, "chat"): (("", Chat),),
     (Study, "stages"): (("[]", Stage),),
     (Study, "ground_truth"): (("", GroundTruth),),
     (Study, "ensemble"): (("", Ensemble),),

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from forebear.errors import shortened
+
 BOOTSTRAP = 500  # resamples of an interval
 
 
@@ -216,3 +218,20 @@ def relevant_indices(documents: Sequence[dict], queries: Sequence[dict]) -> list
     for i, document in enumerate(documents):
         places.setdefault(document["id"], []).append(i)
     return [[i for name in query.get("relevant", []) for i in places.get(name, [])] for query in queries]
+
+
+def unknown_names(documents: Sequence[dict], queries: Sequence[dict]) -> str | None:
+    """A sentence on the ids in the queries' `relevant` that are no scored document's; None if there are none."""
+    known = {document["id"] for document in documents}
+    named = [name for query in queries for name in query.get("relevant", [])]
+    unknown = [name for name in named if name not in known]
+    if not unknown:
+        return None
+    lost = [query["id"] for query in queries if query.get("relevant") and known.isdisjoint(query["relevant"])]
+    sentence = (
+        f"warning: {len(unknown)} of {len(named)} ids in `relevant` are no scored document's (such as "
+        f"{shortened(list(dict.fromkeys(unknown)))})"
+    )
+    if lost:
+        sentence += f"; MRR, recall and MAP leave out the queries of which none is: {shortened(lost)}"
+    return sentence

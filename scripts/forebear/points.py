@@ -1,6 +1,6 @@
 """What the jobs on one model and one data set open first, checked: the model, its blocks, the sequences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from forebear.batches import number_of_positions
 from forebear.blocks import Block, summary, tracked_blocks
+from forebear.chat import Chat
 from forebear.checkpoints import check_context, load_model, load_tokenizer
 from forebear.heads import classes_by_label
 from forebear.manifests import point_digests
@@ -44,6 +45,7 @@ def open_point(
     end: bool = True,
     precision: str = "float32",
     trust_remote_code: bool = False,
+    chat: Mapping | None = None,
 ) -> Point:
     """Open the checkpoint beside `manifest` and encode a JSONL file with its tokenizer.
 
@@ -51,6 +53,7 @@ def open_point(
         end: whether the end-of-sequence token is a target; not for queries.
         precision: of the model's passes; what is computed from them is in float32.
         trust_remote_code: the study's key: run Python code that the checkpoint brings.
+        chat: the study's section: how records with `messages` are read.
     """
     directory = Path(manifest).parent
     digests = point_digests(manifest, records)
@@ -58,7 +61,7 @@ def open_point(
     check_context(model, max_length)
     classes = classes_by_label(model)
     tokenizer = load_tokenizer(directory, trust_remote_code)
-    examples = encode(read_records(records), tokenizer, max_length, end=end, classes=classes)
+    examples = encode(read_records(records), tokenizer, max_length, end, classes, Chat(**chat or {}))
     blocks = tracked_blocks(model, split_heads)
     print(summary(model, blocks))
     return Point(model, blocks, examples, digests)

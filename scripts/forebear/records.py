@@ -1,22 +1,28 @@
 """What people bring, as records: JSON lines, checked.
 
-A record is a JSON object with either `text` (every token is a target) or `prompt` and
-`completion` (only the completion's tokens are). A classifier's has `text` and `label`; its
-one target is the class, at the last token. It may carry `id`, and queries may carry
-`relevant` (ids of the documents that state the answer), `candidates` (ids of those that are
-ranked for it; all by default) and `group`.
+A record is a JSON object with `text` (every token is a target), `prompt` and `completion`
+(only the completion's tokens are), or a chat's `messages` (the assistant's turns are). A
+classifier's has a `label`; its one target is the class, at the last token. It may carry `id`,
+and queries may carry `relevant` (ids of the documents that state the answer), `candidates` (ids
+of those that are ranked for it; all by default) and `group`. Ids and labels may be whole
+numbers; here they are strings.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from forebear.conversations import spoken
 from forebear.errors import ForebearError
 from forebear.formats import as_record
 from forebear.sources import Source, source_rows
+
+SEEN = ("text", "prompt", "completion", "messages", "tools", "label")  # what a model sees of a record
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_records(source: str | Path | Source, limit: int | None = None) -> list[dict]:
@@ -38,9 +44,11 @@ def checked_records(source: str | Path | Source, limit: int | None = None) -> It
         source = Source(path=str(source))
     if limit is not None:
         source = replace(source, limit=limit)
-    numbers_by_id = {}
+    numbers_by_id, mended = {}, 0
     for number, row in enumerate(source_rows(source), start=1):
-        record = _checked(row.content, row.where)
+        whole = whole_characters(row.content)
+        mended += whole is not row.content
+        record = check_record(whole, row.where)
         record.setdefault("id", str(number))
         earlier = numbers_by_id.setdefault(record["id"], number)
         if earlier != number:
@@ -50,28 +58,71 @@ def checked_records(source: str | Path | Source, limit: int | None = None) -> It
         yield record
     if not numbers_by_id:
         raise ForebearError(f"{source}: has no records; give it at least one.")
+    if mended:
+        print(f"{source}: {mended} rows have half a character (a lone surrogate such as \\ud83d); U+FFFD stands for it")
 
 
 def record_key(record: Mapping) -> str:
     """Digest of what a model sees of a record: another id, or other relevant documents, make no other."""
-    seen = {field: record[field] for field in ("text", "prompt", "completion", "label") if field in record}
+    seen = {field: record[field] for field in SEEN if field in record}
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
-def _checked(record: object, where: str) -> dict:
-    if not isinstance(record, dict):
-        raise ForebearError(f"{where}: expected a JSON object, found {type(record).__name__}.")
-    record = as_record(record)
-    keys = {"text"} if "text" in record else {"prompt", "completion"}
-    for key in sorted(keys):
-        if not isinstance(record.get(key), str) or not record[key].strip():
-            raise ForebearError(
-                f"{where}: needs a non-empty string `text`, or `prompt` and `completion`; `{key}` is missing or empty."
-            )
-    for key in ("id", "label"):
-        if key in record and not isinstance(record[key], str):
-            raise ForebearError(f"{where}: `{key}` must be a string, found {record[key]!r}.")
+def whole_characters(value: object) -> object:
+    """The same JSON value with U+FFFD for every lone surrogate, which no encoding can write; itself if it has none."""
+    if isinstance(value, str):
+        return value if value.isascii() else _LONE_SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        items = [whole_characters(item) for item in value]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else items
+    if isinstance(value, dict):
+        items = {whole_characters(key): whole_characters(item) for key, item in value.items()}
+        same = all(new is old for new, old in zip(items.values(), value.values(), strict=False))
+        return value if same and items.keys() == value.keys() else items
+    return value
+
+
+def check_record(line: object, where: str) -> dict:
+    """A line of a file, whatever data set it is of, as a record with its ids and label as strings.
+
+    Raises:
+        ForebearError: beginning with `where`, for a line that is no record.
+    """
+    if not isinstance(line, dict):
+        raise ForebearError(f"{where}: expected a JSON object, found {type(line).__name__}.")
+    record = as_record({key: value for key, value in line.items() if value is not None}, where)
+    if "messages" not in record:
+        _check_texts(record, where)
+    if "id" in record:
+        record = {**record, "id": _name(record["id"], "id", where)}
+    if "label" in record:
+        label = record["label"]
+        record = {**record, "label": json.dumps(label) if isinstance(label, bool) else _name(label, "label", where)}
+    for key in ("relevant", "candidates"):
+        if key in record:
+            named = record[key] if isinstance(record[key], list) else [record[key]]
+            record = {**record, key: list(dict.fromkeys(_name(name, key, where) for name in named))}
     return record
+
+
+def _check_texts(record: Mapping, where: str) -> None:
+    for key in ("text",) if "text" in record else ("completion", "prompt"):
+        value = record.get(key)
+        if not isinstance(value, str) or (key == "text" and not value.strip()):
+            what = "is missing or empty" if value is None or isinstance(value, str) else f"is {type(value).__name__}"
+            raise ForebearError(
+                f"{where}: needs a non-empty string `text`, or strings `prompt` and `completion`, or `messages`; "
+                f"`{key}` {what}."
+            )
+
+
+def _name(value: object, key: str, where: str) -> str:
+    """An id or label, which may be a whole number: 3 and "3" are the same."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ForebearError(f"{where}: `{key}` must be a string or a whole number, found {value!r}.")
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -88,6 +139,8 @@ def write_records(path: str | Path, records: Iterable[dict]) -> None:
 
 def full_text(record: dict) -> str:
     """The words of a record, as text rankers see them."""
+    if "messages" in record:
+        return "\n".join(map(spoken, record["messages"]))
     return record.get("text") or f"{record['prompt']} {record['completion']}"
 
 

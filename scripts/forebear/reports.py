@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forebear.conversations import spoken, transcript
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS, root
 from forebear.records import full_text
@@ -176,9 +177,12 @@ def _section(
 
 
 def _question_and_reference(query: dict) -> tuple[str, str]:
-    """A classifier's query is measured on its label, one without a prompt on its whole text."""
+    """A classifier's query is measured on its label, a chat on its last message, one without a prompt on its whole text."""
     if "label" in query:
-        return query["text"], query["label"]
+        return full_text(query), query["label"]
+    if "messages" in query:
+        *before, answer = query["messages"]
+        return transcript(before) if before else "", spoken(answer)
     return (query["prompt"], query["completion"]) if "text" not in query else ("", query["text"])
 
 

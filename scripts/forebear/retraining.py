@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
+from forebear.chat import DEFAULT_CHAT, Chat
 from forebear.heads import with_head
 from forebear.records import classes_of
 from forebear.sequences import Example, encode
@@ -22,11 +23,13 @@ class RetrainedStage:
     classes: Mapping[str, int] | None = None  # label → class, of a classification
 
 
-def prepare_stage(records: Sequence[dict], tokenizer, max_length: int, task: str, schedule: Schedule) -> RetrainedStage:
+def prepare_stage(
+    records: Sequence[dict], tokenizer, max_length: int, task: str, schedule: Schedule, chat: Chat = DEFAULT_CHAT
+) -> RetrainedStage:
     """A stage's records as its task sees them."""
     labels = classes_of(records) if task == "classification" else None
     classes = None if labels is None else {label: k for k, label in enumerate(labels)}
-    return RetrainedStage(encode(records, tokenizer, max_length, classes=classes), schedule, task, classes)
+    return RetrainedStage(encode(records, tokenizer, max_length, classes=classes, chat=chat), schedule, task, classes)
 
 
 def retrain(

@@ -1,10 +1,12 @@
 """The config's schema of one study: every key, its default and what it means; corpora are in corpus_config."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from forebear.corpus_config import EMBEDDED, Checkpoint, Corpus, FileCorpus, Section, TracingCorpus
+from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS, root
 
 TASKS = ("language_modelling", "classification")  # in the order in which a chain may have them
@@ -74,6 +76,32 @@ class Stage(Section):
         if (self.training is None) == (self.checkpoint is None):
             raise ValueError("give either `training` or `checkpoint`")
         return self
+
+
+class Chat(Section):
+    """How records with `messages` become tokens and targets."""
+
+    loss: Literal["assistant", "last"] = "assistant"
+    """Which turns of the assistant carry loss: all, or the `last`; a query is measured on its last message."""
+    template: str | None = None
+    """A Jinja chat template, or a file that has one, in place of the tokenizer's own."""
+
+    @property
+    def settings(self) -> dict[str, str | None]:
+        """As jobs take them, with the template itself in place of its file.
+
+        Raises:
+            ForebearError: the file cannot be read.
+        """
+        template = self.template
+        if template and "{" not in template:
+            try:
+                template = Path(template).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ForebearError(
+                    f"config: `chat.template`: the file {template} cannot be read; give a Jinja template or its file."
+                ) from error
+        return {"loss": self.loss, "template": template}
 
 
 class GroundTruth(Section):
@@ -183,6 +211,8 @@ class Study(Section):
     """The first stage's architecture, if it is trained: transformers' `model_type` and options of its config."""
     max_length: int = Field(64, ge=2)
     """Longest sequence in tokens; longer ones are cut, the targets kept."""
+    chat: Chat = Chat()
+    """Records with `messages`, by the tokenizer's chat template."""
     stages: list[Stage] = Field(min_length=1)
     """The chain, first stage first."""
     attributed_stages: list[str] = Field([])

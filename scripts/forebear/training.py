@@ -50,7 +50,18 @@ class TrainingRecord:
 
 
 def build_tokenizer(records: Sequence[dict]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer whose vocabulary is every word of the records, most frequent first."""
+    """A word-level tokenizer whose vocabulary is every word of the records, most frequent first.
+
+    Raises:
+        ForebearError: a record is a chat, which such a tokenizer has no template for.
+    """
+    for record in records:
+        if "messages" in record:
+            raise ForebearError(
+                f"record {record['id']!r} is a chat (`messages`), but a model that is trained from fresh weights has a "
+                "tokenizer of whole words without a chat template; give the first stage a `checkpoint`, or records of "
+                "`prompt` and `completion`."
+            )
     splitter = pre_tokenizers.Whitespace()
     counts: dict[str, int] = {}
     for record in records:
