@@ -12,7 +12,12 @@ from forebear.text_files import Row
 
 
 def hub_rows(
-    hub: str, revision: str, name: str | None = None, split: str | None = None, columns: Columns = EVERY
+    hub: str,
+    revision: str,
+    name: str | None = None,
+    split: str | None = None,
+    columns: Columns = EVERY,
+    limit: int | None = None,
 ) -> Iterator[Row]:
     """Each row of a data set on the hub, as it arrives.
 
@@ -21,6 +26,7 @@ def hub_rows(
         revision: commit or tag.
         name: of one of its subsets.
         split: which of several.
+        limit: how many rows are wanted, so that no others are waited for; there may come more.
 
     Raises:
         ForebearError: the data set is missing or gated; there is no such revision, subset, split
@@ -41,7 +47,8 @@ def hub_rows(
             wanted = columns.among(_column_names(rows), where)
             if rows.features:  # the other columns of Parquet are then not even fetched
                 rows = rows.select_columns(wanted)
-            yield from rows_of(rows.with_format("arrow").iter(BATCH), rows.features or {}, f"{where}, split {split}")
+            tables = rows.with_format("arrow").iter(min(BATCH, limit or BATCH))
+            yield from rows_of(tables, rows.features or {}, f"{where}, split {split}")
         except (ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError, KeyError) as error:
             if isinstance(error.__cause__, HfHubHTTPError):
                 raise error.__cause__ from error

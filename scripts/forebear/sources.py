@@ -68,7 +68,7 @@ def source_rows(source: Source) -> Iterator[Row]:
     if source.hub:
         from forebear.hub_data import hub_rows  # only then are the hub's libraries needed
 
-        rows = hub_rows(source.hub, source.revision, source.name, source.split, source.read)
+        rows = hub_rows(source.hub, source.revision, source.name, source.split, source.read, source.limit)
     else:
         rows = _local_rows(source)
     for row in islice(rows, source.limit):

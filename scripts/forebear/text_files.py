@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
             with io.BufferedReader(_zstd(path)) as stream:
                 yield stream
         else:
-            reader = {"gzip": gzip.GzipFile, "bz2": bz2.BZ2File, "xz": lzma.LZMAFile}[kind]
+            reader = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[kind]
             with io.BufferedReader(reader(raw)) as stream:
                 yield stream
 
