@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from httpx import ConnectError, ConnectTimeout
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -39,12 +38,18 @@ def explained_fetch(name: str, revision: str, kind: str, otherwise: str) -> Iter
         raise ForebearError(f"{name}: the {kind} has no revision {revision!r}; correct `revision`.") from error
     except HFValidationError as error:
         raise ForebearError(f"{name!r} is not a {kind}'s name on the hub, such as bigscience/bloom-560m.") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectError, ConnectTimeout) as error:
-        raise ForebearError(
-            f"{name} at {revision}: not in the cache as a whole, and the hub cannot be reached or HF_HUB_OFFLINE "
-            f"is set; run again with a network, or {otherwise}."
-        ) from error
-    except (HfHubHTTPError, HTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
+        if _is_away(error):
+            raise ForebearError(
+                f"{name} at {revision}: not in the cache as a whole, and the hub cannot be reached or HF_HUB_OFFLINE "
+                f"is set; run again with a network, or {otherwise}."
+            ) from error
         reason = str(error).partition("\n")[0]
         again = "run again, the files that are whole are kept" if kind == "model" else "run again"
         raise ForebearError(f"{name} at {revision}: the download broke off ({reason}); {again}.") from error
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether there is no network; of the library that connects, which has had several names, by its error's name."""
+    refused = isinstance(error, HTTPError) and type(error).__name__ in ("ConnectError", "ConnectTimeout")
+    return refused or isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
