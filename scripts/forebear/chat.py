@@ -43,6 +43,11 @@ class _Script:
     template: str
     words: Mapping[str, str]  # the special tokens that a template may name
 
+    def saying(self, turn: int, content: str) -> "_Script":
+        """The same with another content of one message."""
+        message = {**self.messages[turn], "content": content}
+        return replace(self, messages=[*self.messages[:turn], message, *self.messages[turn + 1 :]])
+
     def render(self, number: int | None = None, prompt: bool = False, blocks: bool = False) -> tuple[str, list[Span]]:
         """The text of the first `number` messages, and the blocks that the template marks as generated."""
         try:
@@ -145,8 +150,11 @@ def _turn_start(script: _Script, text: str, turn: int) -> int:
 def _turn_end(script: _Script, text: str, turn: int, measured: bool) -> int:
     """Where a turn's content ends, or what the template puts at its end; the white space after that is the template's."""
     end = _content_bound(script, text, turn)
-    if measured and end is not None and _is_spoken(script, turn):
-        return end
+    if _is_spoken(script, turn):
+        if end is None:
+            raise _not_found(script, turn)
+        if measured:
+            return end
     last = turn == len(script.messages) - 1
     upto = text if last else script.render(turn + 1)[0]
     if end is None:
@@ -174,13 +182,12 @@ def _content_bound(
     Templates may strip a content, and may write more before and after it. So a mark is put behind
     or before it, and what is written is the same up to there; None where the mark is not written.
     """
-    message = script.messages[turn]
-    content = _MARK + message["content"] if before else message["content"] + _MARK
-    messages = [*script.messages[:turn], {**message, "content": content}, *script.messages[turn + 1 :]]
-    marked, _ = replace(script, messages=messages).render(number)
+    content = script.messages[turn]["content"]
+    bare = content.lstrip() if before else content.rstrip()
+    if bare != content and script.saying(turn, bare).render(number)[0] == text:
+        content = bare  # the template strips it
+    marked, _ = script.saying(turn, _MARK + content if before else content + _MARK).render(number)
     place = marked.find(_MARK)
-    if place >= 0 and not text.startswith(marked[:place]):
-        place = len(marked[:place].rstrip())
     return place if place >= 0 and text.startswith(marked[:place]) else None
 
 
