@@ -1,5 +1,6 @@
 """What a model answers: greedy continuations of prompts, or classes of texts, judged by exact match."""
 
+from collections import Counter
 from collections.abc import Container, Sequence
 from itertools import takewhile
 
@@ -30,7 +31,7 @@ def answer_queries(
     a chat, where the end of a turn ends it, if its words are.
     """
     encoded = list(stream(queries, tokenizer, max_length, False, classes_by_label(model), chat))
-    print_notes(encoded, max_length)
+    print_notes(Counter(note for one in encoded for note in one.happened), len(encoded), max_length)
     examples = [one.example for one in encoded]
     answers = []
     for query, (example, turn_end), loss in zip(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from forebear.sequences import Example
+from forebear.token_files import lengths_of, positions_of
 
 IGNORED = -100  # the label of a position without a target; cross_entropy's default
 
@@ -69,7 +70,7 @@ def batch_indices(
         documents: places of the sequences that are wanted, ascending; all by default. Some
             of the whole's batches are again those batches.
     """
-    lengths = np.array([len(e.ids) for e in examples])
+    lengths = lengths_of(examples)
     wanted = np.arange(len(examples)) if documents is None else np.asarray(documents, dtype=np.int64)
     batches, current = [], []
     for index in wanted[np.argsort(-lengths[wanted], kind="stable")].tolist():
@@ -101,5 +102,5 @@ def shard_documents(examples: Sequence[Example], batch_tokens: int, shard: int, 
 
 def number_of_positions(examples: Sequence[Example], documents: Sequence[int] | None = None) -> int:
     """Positions of some sequences, or of all, that can carry loss: what covariances average over."""
-    chosen = examples if documents is None else [examples[i] for i in documents]
-    return sum(e.positions for e in chosen)
+    positions = positions_of(examples)
+    return int((positions if documents is None else positions[np.asarray(documents, dtype=np.int64)]).sum())

@@ -13,8 +13,8 @@ from forebear.checkpoints import check_context, load_model, load_tokenizer
 from forebear.heads import classes_by_label
 from forebear.manifests import point_digests
 from forebear.plan import Shape, shape_of
-from forebear.records import read_records
-from forebear.sequences import Example, encode
+from forebear.sequences import Example
+from forebear.token_files import lengths_of, open_sequences
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Point:
 
     model: PreTrainedModel
     blocks: list[Block]
-    examples: list[Example]
+    examples: Sequence[Example]
     digests: dict[str, str]  # of model and data: what artifacts made here carry
 
     @property
     def shape(self) -> Shape:
-        return shape_of(self.model, self.blocks, [len(example.ids) for example in self.examples])
+        return shape_of(self.model, self.blocks, lengths_of(self.examples).tolist())
 
     def attributes(self, documents: Sequence[int] | None = None) -> dict[str, str | int]:
         """What factors fitted here, on some documents or on all, say of themselves."""
@@ -61,7 +61,7 @@ def open_point(
     check_context(model, max_length)
     classes = classes_by_label(model)
     tokenizer = load_tokenizer(directory, trust_remote_code)
-    examples = encode(read_records(records), tokenizer, max_length, end, classes, Chat(**chat or {}))
+    examples = open_sequences(records, tokenizer, max_length, end, classes, Chat(**chat or {}))
     blocks = tracked_blocks(model, split_heads)
     print(summary(model, blocks))
     return Point(model, blocks, examples, digests)

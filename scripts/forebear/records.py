@@ -12,9 +12,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from forebear.conversations import spoken
 from forebear.errors import ForebearError
@@ -22,6 +25,7 @@ from forebear.formats import as_record
 from forebear.sources import Source, source_rows
 
 SEEN = ("text", "prompt", "completion", "messages", "tools", "label")  # what a model sees of a record
+_SCANNED = 1 << 24  # bytes of a file whose lines are counted at once
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -60,6 +64,44 @@ def checked_records(source: str | Path | Source, limit: int | None = None) -> It
         raise ForebearError(f"{source}: has no records; give it at least one.")
     if mended:
         print(f"{source}: {mended} rows have half a character (a lone surrogate such as \\ud83d); U+FFFD stands for it")
+
+
+@dataclass(frozen=True, eq=False)
+class Records(Sequence[dict]):
+    """The records of a file that forebear prepared, each parsed when it is looked at."""
+
+    path: str | Path
+
+    @cached_property
+    def _lines(self) -> tuple[np.ndarray, np.ndarray]:
+        """The file's bytes, mapped, and where each line ends, [N + 1] with 0 before the first."""
+        content = np.memmap(self.path, np.uint8, "r") if Path(self.path).stat().st_size else np.empty(0, np.uint8)
+        parts = range(0, len(content), _SCANNED)
+        ends = [np.flatnonzero(content[first : first + _SCANNED] == ord("\n")) + first + 1 for first in parts]
+        return content, np.concatenate([np.zeros(1, np.int64), *ends])
+
+    def __len__(self) -> int:
+        return len(self._lines[1]) - 1
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        content, ends = self._lines
+        return self._parsed(content[ends[index] : ends[index + 1]].tobytes(), index)
+
+    def __iter__(self) -> Iterator[dict]:
+        with Path(self.path).open("rb") as handle:
+            for index, line in enumerate(handle):
+                yield self._parsed(line, index)
+
+    def _parsed(self, line: bytes, index: int) -> dict:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise ForebearError(
+                f"{self.path}, line {index + 1}: not what was written there; delete the file and run again."
+            ) from error
 
 
 def record_key(record: Mapping) -> str:

@@ -78,16 +78,15 @@ def encode(
 ) -> list[Example]:
     """Tokenise records, as `stream` does, and print what was cut or there already."""
     encoded = list(stream(records, tokenizer, max_length, end, classes, chat))
-    print_notes(encoded, max_length)
+    print_notes(Counter(note for one in encoded for note in one.happened), len(encoded), max_length)
     return [one.example for one in encoded]
 
 
-def print_notes(encoded: Sequence[Encoded], max_length: int) -> None:
-    """Say what happened to how many records."""
-    counts = Counter(note for one in encoded for note in one.happened)
+def print_notes(counts: Mapping[str, int], total: int, max_length: int) -> None:
+    """Say what happened to how many of `total` records."""
     for note, words in NOTES.items():
-        if counts[note]:
-            print(words.format(n=counts[note], total=len(encoded), max_length=max_length))
+        if counts.get(note):
+            print(words.format(n=counts[note], total=total, max_length=max_length))
 
 
 def stream(

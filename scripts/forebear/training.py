@@ -21,6 +21,7 @@ from forebear.heads import position_logits
 from forebear.progress import progress
 from forebear.records import full_text
 from forebear.sequences import Example
+from forebear.token_files import lengths_of
 
 # Sequences of one optimizer step that are run together: enough to fill a core, while
 # grouping by length saves the padding of a whole random batch.
@@ -131,11 +132,11 @@ def evaluate_losses(
     batch_tokens: int = 8192,
     description: str = "evaluation",
 ) -> Tensor:
-    """Summed cross-entropy of every sequence's targets, [N], or of those at the places `chosen` [N]."""
+    """Summed cross-entropy of every sequence's targets, [N], or of those at the places `chosen` [N], ascending."""
     chosen = np.arange(len(examples)) if chosen is None else chosen
     losses = torch.empty(len(chosen))
-    for indices in batch_indices([examples[i] for i in chosen], batch_tokens):
-        batch = collate(examples, chosen[indices].tolist()).to(model.device)
+    for places in batch_indices(examples, batch_tokens, chosen):
+        batch, indices = collate(examples, places).to(model.device), np.searchsorted(chosen, places)
         losses[indices] = sequence_losses(position_logits(model, batch.ids).float(), batch.labels).cpu()
         check_losses(losses[indices], batch.indices, description)
     return losses
@@ -226,5 +227,5 @@ def _steps(total: int, chosen: np.ndarray, batch_size: int, epochs: int, seed: S
 
 def _micro_batches(examples: Sequence[Example], step: np.ndarray) -> list[Batch]:
     """A step's sequences in groups of like length: the same gradient with less padding."""
-    by_length = step[np.argsort([len(examples[i].ids) for i in step], kind="stable")]
+    by_length = step[np.argsort(lengths_of(examples)[step], kind="stable")]
     return [collate(examples, part.tolist()) for part in np.array_split(by_length, MICRO_BATCHES) if len(part)]
