@@ -21,12 +21,12 @@ from forebear.baselines import (
 from forebear.chat import Chat
 from forebear.checkpoints import device_for, load_model, load_tokenizer
 from forebear.manifests import point_digests
-from forebear.records import full_text, read_records
+from forebear.records import Records, full_text, read_records
 from forebear.score_files import write_scores
-from forebear.sequences import encode
+from forebear.token_files import open_sequences
 
 params, files = snakemake.params, snakemake.input
-collection, queries = [read_records(file) for file in files.collection], read_records(files.queries)
+collection, queries = [Records(file) for file in files.collection], read_records(files.queries)
 documents = collection[params.place]
 digests = point_digests(files.manifest, files.records)
 digests["query_data_digest"] = point_digests(files.manifest, files.queries)["data_digest"]
@@ -36,9 +36,9 @@ if params.estimator in ("embedding", "cka"):
     directory = Path(files.manifest).parent
     model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
     tokenizer = load_tokenizer(directory, params.trust_remote_code)
-    ends = [(documents, True), (queries, False)]
+    ends = [(files.records, True), (files.queries, False)]
     chat = Chat(**params.chat)
-    encoded = [encode(records, tokenizer, params.max_length, end=end, chat=chat) for records, end in ends]
+    encoded = [open_sequences(file, tokenizer, params.max_length, end, chat=chat) for file, end in ends]
 
 with measured() as overhead:
     if params.estimator == "embedding":

@@ -4,14 +4,14 @@ from forebear.jobs import measured, start
 
 start(snakemake.log[0], snakemake.threads)
 
-from forebear.records import collection_digest, file_digest, read_records
+from forebear.records import Records, collection_digest, file_digest
 from forebear.score_files import write_scores
 from forebear.trak import ensemble_scores, read_members
 
 params, files = snakemake.params, snakemake.input
 queries = {"query_data_digest": file_digest(files.queries)}
 members = read_members(files.features, {"data_digest": collection_digest(files.collection), **queries})
-counts = [len(read_records(file)) for file in files.collection]
+counts = [len(Records(file)) for file in files.collection]
 first = sum(counts[: params.place])
 with measured() as cost:
     scores = ensemble_scores(members)[first:][: counts[params.place]]

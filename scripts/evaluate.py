@@ -12,12 +12,12 @@ import pandas as pd
 from forebear.bank import read_bank, read_subsets
 from forebear.evaluation import Bank, candidate_mask, evaluate_estimator, noise_ceiling, relevant_indices, unknown_names
 from forebear.progress import progress
-from forebear.records import collection_digest, file_digest, read_jsonl, read_records
+from forebear.records import Records, collection_digest, file_digest, read_jsonl, read_records
 from forebear.score_files import read_cost, read_scores
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
-documents = [document for file in files.records for document in read_records(file)]
+documents = [{"id": document["id"]} for file in files.records for document in Records(file)]
 queries, answers = read_records(files.queries), read_jsonl(files.answers)
 digest = {"data_digest": collection_digest(files.records)}
 bank = None

@@ -6,8 +6,8 @@ start(snakemake.log[0], snakemake.threads)
 
 from forebear.gathering import gather_rows
 from forebear.manifests import point_digests
-from forebear.records import read_records
+from forebear.records import Records
 
 params, files = snakemake.params, snakemake.input
 digests = point_digests(files.manifest, files.records)
-gather_rows(snakemake.output.rows, params.kind, files.shards, len(read_records(files.records)), digests)
+gather_rows(snakemake.output.rows, params.kind, files.shards, len(Records(files.records)), digests)

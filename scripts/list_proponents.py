@@ -7,7 +7,7 @@ start(snakemake.log[0], snakemake.threads)
 import numpy as np
 
 from forebear.evaluation import document_effects
-from forebear.records import file_digest, read_jsonl, read_records
+from forebear.records import Records, StagedRecords, file_digest, read_jsonl, read_records
 from forebear.reports import PartlyExact, proponents_markdown
 from forebear.score_files import read_exact, read_scores
 from forebear.writing import atomic_path
@@ -20,12 +20,12 @@ compressed = None
 if "rank" in attributes[0]:
     exact = np.concatenate([read_exact(file) for file in files.scores])
     compressed = PartlyExact(attributes[0]["rank"], max(found["residual"] for found in attributes), exact)
-stages = dict(zip(params.stages, map(read_records, files.records), strict=True))
+stages = dict(zip(params.stages, map(Records, files.records), strict=True))
 page = proponents_markdown(
     params.study,
     read_records(files.queries),
     read_jsonl(files.answers),
-    [{**document, "stage": stage} for stage, documents in stages.items() for document in documents],
+    StagedRecords(stages),
     document_effects(dict(zip(stages, matrices, strict=True))),
     params.top,
     params.estimator,

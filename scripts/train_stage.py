@@ -12,8 +12,8 @@ from pathlib import Path
 from forebear.chat import Chat
 from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
 from forebear.heads import classes_by_label, with_head
-from forebear.records import classes_of, file_digest, read_records
-from forebear.sequences import encode
+from forebear.records import Records, classes_of, file_digest
+from forebear.token_files import open_sequences
 from forebear.training import Schedule, build_model, build_tokenizer, train
 
 params = snakemake.params
@@ -22,13 +22,14 @@ if snakemake.input.previous:
     tokenizer = load_tokenizer(previous, params.trust_remote_code)
     model = load_model(previous, trust_remote_code=params.trust_remote_code).requires_grad_(True)
 else:
-    tokenizer = build_tokenizer([record for file in snakemake.input.vocabulary for record in read_records(file)])
+    tokenizer = build_tokenizer(record for file in snakemake.input.vocabulary for record in Records(file))
     model = build_model(params.model, tokenizer, params.seed)
 
 check_context(model, params.max_length)
-records = read_records(snakemake.input.records)
-model = with_head(model, params.task, classes_of(records), params.seed)
-examples = encode(records, tokenizer, params.max_length, classes=classes_by_label(model), chat=Chat(**params.chat))
+records = snakemake.input.records
+model = with_head(model, params.task, classes_of(Records(records)), params.seed)
+options = {"classes": classes_by_label(model), "chat": Chat(**params.chat)}
+examples = open_sequences(records, tokenizer, params.max_length, **options)
 with measured() as cost:
     model, record = train(
         model.to(device_for(params.gpus)),
@@ -43,7 +44,7 @@ save_checkpoint(
     tokenizer,
     stage=params.stage,
     seed=params.seed,
-    data_digest=file_digest(snakemake.input.records),
+    data_digest=file_digest(records),
     training=asdict(record),
     cost=cost,
 )

@@ -104,6 +104,26 @@ class Records(Sequence[dict]):
             ) from error
 
 
+@dataclass(frozen=True, eq=False)
+class StagedRecords(Sequence[dict]):
+    """The records of several stages one after the other, each with its `stage`."""
+
+    parts: Mapping[str, Sequence[dict]]  # stage → its records
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts.values()))
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        for stage, part in self.parts.items():
+            if index < len(part):
+                return {**part[index], "stage": stage}
+            index -= len(part)
+        raise AssertionError("a place that `range` accepts is one of a part")
+
+
 def record_key(record: Mapping) -> str:
     """Digest of what a model sees of a record: another id, or other relevant documents, make no other."""
     seen = {field: record[field] for field in SEEN if field in record}
@@ -186,7 +206,7 @@ def full_text(record: dict) -> str:
     return record.get("text") or f"{record['prompt']} {record['completion']}"
 
 
-def classes_of(records: Sequence[dict]) -> list[str]:
+def classes_of(records: Iterable[dict]) -> list[str]:
     """The labels of a classifier's training records, in alphabetical order."""
     return sorted({record["label"] for record in records if "label" in record})
 

@@ -32,7 +32,7 @@ def proponents_markdown(
     study: str,
     queries: list[dict],
     answers: list[dict],
-    documents: list[dict],
+    documents: Sequence[dict],
     scores: np.ndarray,
     top: int,
     estimator: str,

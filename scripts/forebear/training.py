@@ -5,7 +5,7 @@ a boolean mask over the documents, and the order of the remaining ones does not 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +50,14 @@ class TrainingRecord:
     loss_untrained: float
 
 
-def build_tokenizer(records: Sequence[dict]) -> PreTrainedTokenizerFast:
+def build_tokenizer(records: Iterable[dict]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer whose vocabulary is every word of the records, most frequent first.
 
     Raises:
         ForebearError: a record is a chat, which such a tokenizer has no template for.
     """
+    splitter = pre_tokenizers.Whitespace()
+    counts: dict[str, int] = {}
     for record in records:
         if "messages" in record:
             raise ForebearError(
@@ -63,9 +65,6 @@ def build_tokenizer(records: Sequence[dict]) -> PreTrainedTokenizerFast:
                 "tokenizer of whole words without a chat template; give the first stage a `checkpoint`, or records of "
                 "`prompt` and `completion`."
             )
-    splitter = pre_tokenizers.Whitespace()
-    counts: dict[str, int] = {}
-    for record in records:
         for word, _ in splitter.pre_tokenize_str(full_text(record)):
             counts[word] = counts.get(word, 0) + 1
     special = ["<pad>", "<unk>", "<s>", "</s>"]
