@@ -1,5 +1,6 @@
 """Chats: the tokens are those of the chat template, the loss is on the assistant's turns."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import templates
 from forebear.answers import answer_queries
 from forebear.chat import Chat, chat_spans
+from forebear.checkpoints import load_tokenizer, save_checkpoint
 from forebear.errors import ForebearError
 from forebear.records import check_record, full_text, read_records, record_key
 from forebear.reports import proponents_markdown
@@ -330,3 +332,13 @@ def test_byte_level_tokenizers_read_chats_too():
     (example,) = encode([record(TWO_TURNS)], tokenizer, 512, chat=Chat("assistant", templates.CHATML))
     runs = [part for part in tokenizer.decode(example.ids[example.targets]).split("<|im_end|>") if part]
     assert runs == ["Lisbon s", " Madrid "]
+
+
+def test_a_saved_model_keeps_its_template(tokenizer, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer)))
+    talking = copy.deepcopy(tokenizer)
+    for template in (templates.CHATML, {"default": templates.CHATML, "tool_use": templates.TOOLS}):
+        talking.chat_template = template
+        save_checkpoint(tmp_path / "saved", model, talking)
+        assert load_tokenizer(tmp_path / "saved").chat_template == template

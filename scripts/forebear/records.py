@@ -51,7 +51,9 @@ def read_records(path: str | Path, limit: int | None = None) -> list[dict]:
     if not records:
         raise ForebearError(f"{path}: the file has no records; give it at least one line.")
     if mended:
-        print(f"{path}: {mended} lines have half a character (a lone surrogate such as \\ud83d); U+FFFD stands for it")
+        print(
+            f"{path}: half a character (a lone surrogate such as \\ud83d) in {mended} of its lines; U+FFFD stands for it"
+        )
     return records
 
 
