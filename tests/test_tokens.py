@@ -272,6 +272,13 @@ def test_an_empty_prompt_is_generation_from_the_beginning(tokenizers):
         assert example.first_target == 1
 
 
+def test_an_answer_that_begins_with_the_beginning_gets_no_other(tokenizers):
+    tokenizer = tokenizers["llama"]
+    (example,) = encode([pair("", "<s>The capital")], tokenizer, 64, end=False)
+    assert example.ids.tolist() == tokenizer("<s>The capital", add_special_tokens=False)["input_ids"]
+    assert example.first_target == 1
+
+
 def test_an_empty_completion_is_the_end_token(tokenizer):
     for end in (True, False):
         (example,) = encode([pair("The capital of Spain is Madrid.", "")], tokenizer, 64, end=end)

@@ -30,7 +30,7 @@ def answer_queries(
     a chat, where the end of a turn ends it, if its words are.
     """
     encoded = list(stream(queries, tokenizer, max_length, False, classes_by_label(model), chat))
-    print_notes(encoded, max_length)
+    print_notes([one.happened for one in encoded], max_length)
     examples = [one.example for one in encoded]
     answers = []
     for query, (example, turn_end), loss in zip(

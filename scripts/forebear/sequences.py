@@ -40,7 +40,7 @@ class Encoded:
 
     example: Example
     happened: tuple[str, ...] = ()  # keys of NOTES
-    end: int | None = None  # the special token that follows the last target in a chat: what ends an answer
+    end: int | None = None  # of a query that is a chat: the token that ends an answer
 
 
 NOTES = {
@@ -78,16 +78,16 @@ def encode(
 ) -> list[Example]:
     """Tokenise records, as `stream` does, and print what was cut or there already."""
     encoded = list(stream(records, tokenizer, max_length, end, classes, chat))
-    print_notes(encoded, max_length)
+    print_notes([one.happened for one in encoded], max_length)
     return [one.example for one in encoded]
 
 
-def print_notes(encoded: Sequence[Encoded], max_length: int) -> None:
-    """Say what happened to how many records."""
-    counts = Counter(note for one in encoded for note in one.happened)
+def print_notes(happened: Sequence[tuple[str, ...]], max_length: int) -> None:
+    """Say what happened to how many records: `Encoded.happened` of each."""
+    counts = Counter(note for notes in happened for note in notes)
     for note, words in NOTES.items():
         if counts[note]:
-            print(words.format(n=counts[note], total=len(encoded), max_length=max_length))
+            print(words.format(n=counts[note], total=len(happened), max_length=max_length))
 
 
 def stream(
@@ -168,7 +168,7 @@ def _encoded(reading: _Reading, pieces: Pieces, tokenizer, convention: Conventio
     if reading.label is not None:
         return _classified(reading, ids, before, happened, convention, max_length)
     targets = _targets(reading, pieces, tokenizer)
-    if not before and (targets[0] if len(ids) else True) and reading.spans is not None:
+    if not before and not begun and reading.spans is not None and (not ids or targets[0]):
         before = _start(reading, convention)
         happened.append("started")
     after = [convention.end] if reading.end and convention.end is not None else []
@@ -182,7 +182,7 @@ def _encoded(reading: _Reading, pieces: Pieces, tokenizer, convention: Conventio
     follows = None
     if reading.measured and targets.any():
         last = _last(targets)
-        follows = next((token for token in ids[last + 1 :].tolist() if token in convention.specials), None)
+        follows = _answer_end(ids[last + 1 :].tolist(), ids[targets].tolist(), convention)
         ids, targets = ids[: last + 1], targets[: last + 1]
     if len(ids) > max_length:
         happened.append("cut")
@@ -234,6 +234,12 @@ def _start(reading: _Reading, convention: Convention) -> list[int]:
             "token that it could be predicted from; give it a prompt, or a `text`, whose first token is not predicted."
         )
     return [convention.start]
+
+
+def _answer_end(following: Sequence[int], answer: Sequence[int], convention: Convention) -> int | None:
+    """What follows a measured answer in its chat: a special token, else the next one, if the answer has none like it."""
+    special = (token for token in following if token in convention.specials)
+    return next(special, next((token for token in following[:1] if token not in answer), None))
 
 
 def _last(targets: np.ndarray) -> int:
