@@ -1,5 +1,6 @@
 """Chats: the tokens are those of the chat template, the loss is on the assistant's turns."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import templates
 from forebear.answers import answer_queries
 from forebear.chat import Chat, chat_spans
+from forebear.checkpoints import load_tokenizer, save_checkpoint
 from forebear.errors import ForebearError
 from forebear.records import check_record, full_text, read_records, record_key
 from forebear.reports import proponents_markdown
@@ -222,11 +224,15 @@ def test_a_memorised_answer_has_the_loss_of_the_rendered_text(tokenizer, tmp_pat
     assert [answer["answer"].strip() for answer in answers[0]] == list(CAPITALS.values())
 
 
-def test_an_answer_of_a_chat_ends_with_its_turn(tokenizer):
-    """ChatML's end of turn is not the tokenizer's end token."""
+@pytest.mark.parametrize("name", ["CHATML", "PLAIN"])
+def test_an_answer_of_a_chat_ends_with_its_turn(tokenizer, name: str):
+    """ChatML's end of turn is not the tokenizer's end token, and that of words alone is a line end."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     torch.manual_seed(0)
-    model, chat = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer))), Chat("assistant", templates.CHATML)
+    model, chat = (
+        LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer))),
+        Chat("assistant", getattr(templates, name)),
+    )
     records = [record([user("Spain ?"), assistant("Madrid")])]
     model, _ = train(model, encode(records, tokenizer, 128, chat=chat), Schedule(30, 1, 1e-2, 0.0, 0.1), (0, 0))
     (answer,) = answer_queries(model, tokenizer, records, 128, chat)
@@ -292,6 +298,8 @@ def test_chats_of_data_sets_are_known_by_their_keys():
         "text": "old",
     }
     assert check_record(openai, "here") == {"messages": expected}
+    beside = {"system": "Answer in a word.", "messages": expected[1:], "tools": ""}
+    assert check_record(beside, "here") == {"messages": expected}
 
 
 @pytest.mark.parametrize(
@@ -330,3 +338,13 @@ def test_byte_level_tokenizers_read_chats_too():
     (example,) = encode([record(TWO_TURNS)], tokenizer, 512, chat=Chat("assistant", templates.CHATML))
     runs = [part for part in tokenizer.decode(example.ids[example.targets]).split("<|im_end|>") if part]
     assert runs == ["Lisbon s", " Madrid "]
+
+
+def test_a_saved_model_keeps_its_template(tokenizer, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer)))
+    talking = copy.deepcopy(tokenizer)
+    for template in (templates.CHATML, {"default": templates.CHATML, "tool_use": templates.TOOLS}):
+        talking.chat_template = template
+        save_checkpoint(tmp_path / "saved", model, talking)
+        assert load_tokenizer(tmp_path / "saved").chat_template == template

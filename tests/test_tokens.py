@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from forebear.answers import answer_queries
@@ -272,6 +272,13 @@ def test_an_empty_prompt_is_generation_from_the_beginning(tokenizers):
         assert example.first_target == 1
 
 
+def test_an_answer_that_begins_with_the_beginning_gets_no_other(tokenizers):
+    tokenizer = tokenizers["llama"]
+    (example,) = encode([pair("", "<s>The capital")], tokenizer, 64, end=False)
+    assert example.ids.tolist() == tokenizer("<s>The capital", add_special_tokens=False)["input_ids"]
+    assert example.first_target == 1
+
+
 def test_an_empty_completion_is_the_end_token(tokenizer):
     for end in (True, False):
         (example,) = encode([pair("The capital of Spain is Madrid.", "")], tokenizer, 64, end=end)
@@ -288,6 +295,15 @@ def test_an_answer_of_the_end_token_alone_is_right_if_nothing_is_said(memorised,
     ids = torch.tensor([[*tokenizer(silent["prompt"])["input_ids"], tokenizer.eos_token_id]])
     expected = F.cross_entropy(memorised(ids).logits[0, -2:-1], ids[0, -1:]).item()
     assert abs(answer["loss"] - expected) < 1e-5
+
+
+def test_an_answer_is_not_generated_beyond_the_models_positions(tokenizers):
+    """GPT-2 has a vector for each position, and none after the last."""
+    tokenizer = tokenizers["byte level"]
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 16, "bos_token_id": None, "eos_token_id": None}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=len(tokenizer))).eval()
+    record = pair("The capital of Portugal is " * 5, "Lisbon")
+    assert answer_queries(model, tokenizer, [record], 16)[0]["loss"] > 0
 
 
 def test_an_end_that_the_user_has_written_is_judged_as_the_end(memorised, tokenizers):

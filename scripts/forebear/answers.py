@@ -74,11 +74,12 @@ def _continuation(
         turn_end: the token that ends a turn of a chat, beside the end of the sequence; None for other queries.
     """
     prompt, reference = example.ids[: example.first_target], example.ids[example.first_target :]
+    longest = getattr(model.config, "max_position_embeddings", None) or len(example.ids) + SLACK
     ends = {token for token in (tokenizer.eos_token_id, turn_end) if token is not None}
     generated = model.generate(
         prompt[None].to(model.device),
         attention_mask=torch.ones_like(prompt)[None].to(model.device),
-        max_new_tokens=len(reference) + SLACK,
+        max_new_tokens=min(len(reference) + SLACK, longest - len(prompt)),
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id or 0,
         eos_token_id=sorted(ends) or None,

@@ -51,7 +51,7 @@ def save_files(directory: str | Path, model: PreTrainedModel, tokenizer) -> None
     with atomic_files(directory) as folder:
         model.save_pretrained(folder, max_shard_size=sys.maxsize)
         _refer_to_code(model, folder / "config.json")
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder, save_jinja_files=False)  # a chat template is in tokenizer_config.json then
         for file in folder.iterdir():
             if file.name not in FILES:  # others only repeat what these say
                 file.unlink()

@@ -79,16 +79,17 @@ def _chat(line: dict, where: str) -> dict | None:
         messages = as_messages(line["messages"], where)
     elif conversation is not None:
         messages = as_messages(conversation, where)
-        if isinstance(line.get("system"), str) and line["system"]:
-            messages = [{"role": "system", "content": line["system"]}, *messages]
     elif isinstance(prompt, list) and isinstance(completion, list):
         asked, answered = as_messages(prompt, where), as_messages(completion, where)
         messages = [*(_silent(message) for message in asked), *answered]
     else:
         return None
+    system = line.get("system")
+    if isinstance(system, str) and system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
     kept = _without(line, ("messages", "conversations", "conversation", "prompt", "completion", "text", "system"))
-    tools = {"tools": as_tools(kept.pop("tools"), where)} if "tools" in kept else {}
-    return {**kept, "messages": messages, **tools}
+    tools = as_tools(kept.pop("tools", None) or [], where)
+    return {**kept, "messages": messages, **({"tools": tools} if tools else {})}
 
 
 def _silent(message: Mapping) -> dict:

@@ -49,7 +49,7 @@ def start(log: str, threads: int) -> None:
     sys.stdout, sys.stderr = (
         _Log(stream.buffer, "utf-8", "replace", line_buffering=True) for stream in (sys.stdout, sys.stderr)
     )
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(threads)
     atexit.register(_leave_record, threads, time.perf_counter())
 

@@ -46,4 +46,4 @@ def _passages_of(file: str | Path) -> list[dict]:
 def _continuation(passage: dict) -> dict:
     words = passage["text"].split()
     half = len(words) // 2
-    return {"id": passage["id"], "prompt": " ".join(words[:half]), "completion": f" {' '.join(words[half:])}"}
+    return {"id": passage["id"], "prompt": " ".join(words[:half]), "completion": " ".join(words[half:])}

@@ -63,7 +63,9 @@ def checked_records(source: str | Path | Source, limit: int | None = None) -> It
     if not numbers_by_id:
         raise ForebearError(f"{source}: has no records; give it at least one.")
     if mended:
-        print(f"{source}: {mended} rows have half a character (a lone surrogate such as \\ud83d); U+FFFD stands for it")
+        print(
+            f"{source}: half a character (a lone surrogate such as \\ud83d) in {mended} of its lines; U+FFFD stands for it"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from forebear.resumable import ResumableMatrix
 from forebear.scoring import Request, pairwise_scores
 from forebear.store import SCORE_UNITS, Attributes, params_digest
 
-OPTIONS = ("max_length", "chat", "gpus", "split_heads", "precision", "trust_remote_code")
+OPTIONS = ("max_length", "gpus", "split_heads", "precision", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def open_score_job(params: Mapping, files: Mapping) -> ScoreJob:
         files: its inputs: `manifest` and `records` of the documents' point, `last` (manifest of the
             last model) and `queries`, and `columns`, in the order of the names in `params`.
     """
-    options = {key: params[key] for key in OPTIONS if key in params}
+    options = {**{key: params[key] for key in OPTIONS}, "chat": params.get("chat")}
     point = open_point(files["manifest"], files["records"], **options)
     requests = {
         name: Request(

@@ -40,7 +40,7 @@ class Encoded:
 
     example: Example
     happened: tuple[str, ...] = ()  # keys of NOTES
-    end: int | None = None  # the special token that follows the last target in a chat: what ends an answer
+    end: int | None = None  # of a query that is a chat: the token that ends an answer
 
 
 NOTES = {
@@ -167,7 +167,7 @@ def _encoded(reading: _Reading, pieces: Pieces, tokenizer, convention: Conventio
     if reading.label is not None:
         return _classified(reading, ids, before, happened, convention, max_length)
     targets = _targets(reading, pieces, tokenizer)
-    if not before and (targets[0] if len(ids) else True) and reading.spans is not None:
+    if not before and not begun and reading.spans is not None and (not ids or targets[0]):
         before = _start(reading, convention)
         happened.append("started")
     after = [convention.end] if reading.end and convention.end is not None else []
@@ -181,7 +181,7 @@ def _encoded(reading: _Reading, pieces: Pieces, tokenizer, convention: Conventio
     follows = None
     if reading.measured and targets.any():
         last = _last(targets)
-        follows = next((token for token in ids[last + 1 :].tolist() if token in convention.specials), None)
+        follows = _answer_end(ids[last + 1 :].tolist(), ids[targets].tolist(), convention)
         ids, targets = ids[: last + 1], targets[: last + 1]
     if len(ids) > max_length:
         happened.append("cut")
@@ -233,6 +233,12 @@ def _start(reading: _Reading, convention: Convention) -> list[int]:
             "token that it could be predicted from; give it a prompt, or a `text`, whose first token is not predicted."
         )
     return [convention.start]
+
+
+def _answer_end(following: Sequence[int], answer: Sequence[int], convention: Convention) -> int | None:
+    """What follows a measured answer in its chat: a special token, else the next one, if the answer has none like it."""
+    special = (token for token in following if token in convention.specials)
+    return next(special, next((token for token in following[:1] if token not in answer), None))
 
 
 def _last(targets: np.ndarray) -> int:

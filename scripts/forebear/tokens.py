@@ -62,7 +62,7 @@ def convention_of(tokenizer) -> Convention:
 
 def _leaves_open(tokenizer) -> bool:
     """Whether a tokenizer that puts nothing before a text does not say that nothing belongs there."""
-    if "add_bos_token" in tokenizer.init_kwargs:
+    if "add_bos_token" in getattr(tokenizer, "init_kwargs", {}):
         return False
     if not tokenizer.is_fast:
         return getattr(tokenizer, "special_tokens_pattern", None) is None
