@@ -34,9 +34,11 @@ def documents(count: int, tokens: int) -> Iterator[dict]:
     generator = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucm"))
     words = ["".join(generator.choice(letters, generator.integers(2, 9))) for _ in range(WORDS)]
-    for _ in range(count):
-        places = (WORDS * generator.random(generator.integers(tokens // 2, tokens)) ** 3).astype(int)
-        yield {"text": " ".join([words[place] for place in places])}
+    running = [words[place] for place in (WORDS * generator.random(2_000_000) ** 3).astype(int)]
+    starts = generator.integers(len(running) - tokens, size=count).tolist()
+    lengths = generator.integers(tokens // 2, tokens, size=count).tolist()
+    for start, length in zip(starts, lengths, strict=True):
+        yield {"text": " ".join(running[start : start + length])}
 
 
 def make(folder: Path, count: int, tokens: int) -> None:
