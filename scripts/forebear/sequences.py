@@ -201,6 +201,8 @@ def _classified(
     """As the tokenizer itself writes a text: its class is read at the last token."""
     after = [] if reading.complete else convention.after
     whole = [*before, *ids, *after]
+    if not whole:
+        raise ForebearError(f"{reading.name} has no token whose class could be read; remove it, or lengthen it.")
     if len(whole) > max_length:
         happened = [*happened, "cut"]
         whole = [*[*before, *ids][: max_length - len(after)], *after]
