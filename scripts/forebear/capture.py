@@ -5,16 +5,18 @@ This room knows how a model is run; it never forms a Kronecker factor or a score
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from transformers import PreTrainedModel
 
 from forebear.batches import IGNORED, Batch
 from forebear.blocks import Block
 from forebear.errors import ForebearError
+from forebear.experts import fused_experts, is_of_experts, watched
 from forebear.heads import position_logits
 from forebear.memory import aligned_empty
 from forebear.passes import in_batches
@@ -33,16 +35,32 @@ class Captured:
     Σ_t gradients[b, t] activations[b, t]ᵀ. Activations end in a one where the map has a
     bias. Gradients are zero at the positions that carry none (padding, the last of a language
     model's sequence); activations are not.
+
+    T is that of the batch, except for two kinds of maps. One that is used n times in a pass has
+    n·T places. An expert has as many as the most tokens that a sequence sends there, at least
+    one; only positions that count are kept, and other sequences are padded with zeros.
     """
 
     activations: dict[str, Tensor]  # module → [B, T, I]
     gradients: dict[str, Tensor]  # module → [B, T, O]
     losses: Tensor  # [B]
     positions: Tensor  # [B, T] bool, as in the batch
+    own_positions: dict[str, Tensor] = field(default_factory=dict)  # module → [B, T] bool, of those two kinds
 
     def block(self, block: Block) -> tuple[Tensor, Tensor]:
         """(activations [B, T, I], gradients [B, T, O]) of one block."""
         return self.activations[block.module], self.gradients[block.module][..., block.rows]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a linear map in a pass."""
+
+    inputs: Tensor  # [..., I], without a graph
+    output: GradientEdge  # whose gradient is the output's, whatever is written into that afterwards
+    shape: torch.Size  # of the output, [..., O]
+    dtype: torch.dtype
+    tokens: Tensor | None  # [n] places in the flattened batch, ascending, of the vectors; None: of all tokens in order
 
 
 def observed_labels(logits: Tensor, batch: Batch) -> Tensor:
@@ -88,26 +106,34 @@ def capture(
 ) -> Captured:
     """Run a batch forward and backward; parameters need no gradients and get none.
 
-    Only activation gradients are computed, which saves a third of an ordinary pass.
+    Only activation gradients are computed, which saves a third of an ordinary pass. A map that the
+    model does not use, or whose output does not reach the loss, has a gradient of zero.
 
     Args:
         objective: what is differentiated, and what `losses` holds.
     """
     batch, dtype = batch.to(model.device), working_dtype(model)
     bias = {block.module: block.bias for block in blocks}
-    with recorded(model, list(bias)) as (inputs, outputs), torch.enable_grad():
+    with recorded(model, list(bias)) as uses, torch.enable_grad():
         logits = position_logits(model, batch.ids).to(model.device, dtype)
-        if unused := [module for module in bias if module not in outputs]:
-            raise ForebearError(f"{', '.join(unused)}: not used by the model, so they cannot be tracked.")
         losses = objective(logits, labels(logits, batch))
         check_losses(losses.detach(), batch.indices, "forward pass")
-        gradients = torch.autograd.grad(losses.sum(), [outputs[module] for module in bias])
-    activations, by_sequence = {}, {}
-    for (module, has_bias), gradient in zip(bias.items(), gradients, strict=True):
-        a = _by_sequence(inputs[module], batch, module).to(dtype)
-        activations[module] = with_one(a) if has_bias else a
-        by_sequence[module] = _by_sequence(gradient, batch, module).to(dtype)
-    return Captured(activations, by_sequence, losses.detach(), batch.positions)
+        edges = [use.output for module in bias for use in uses[module]]
+        found = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True) if edges else ())
+    captured = Captured({}, {}, losses.detach(), batch.positions)
+    shapes = _shapes(blocks)
+    for module, has_bias in bias.items():
+        gradients = [next(found) for _ in uses[module]]
+        if len(gradients) == 1 and uses[module][0].tokens is None:  # the usual case, which copies nothing
+            a = _by_sequence(uses[module][0].inputs, batch, module)
+            g = _by_sequence(_or_zeros(gradients[0], uses[module][0]), batch, module)
+        else:
+            a, g, counted = _gathered(uses[module], gradients, batch, module, shapes[module])
+            captured.own_positions[module] = counted
+        a = a.to(dtype)
+        captured.activations[module] = with_one(a) if has_bias else a
+        captured.gradients[module] = g.to(dtype)
+    return captured
 
 
 def captured_batches(
@@ -128,6 +154,7 @@ def captured_batches(
         yield batch, captured
         captured.activations.clear()  # or they would lie beside those of the next batch
         captured.gradients.clear()
+        captured.own_positions.clear()
 
 
 def _by_sequence(vectors: Tensor, batch: Batch, module: str) -> Tensor:
@@ -141,6 +168,58 @@ def _by_sequence(vectors: Tensor, batch: Batch, module: str) -> Tensor:
     return vectors.reshape(sequences, length, -1)
 
 
+def _shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
+    """module → (O, I) of what blocks cover of it, I without a bias."""
+    outputs: dict[str, int] = {}
+    for block in blocks:
+        outputs[block.module] = max(block.rows.stop, outputs.get(block.module, 0))
+    return {block.module: (outputs[block.module], block.shape[1] - block.bias) for block in blocks}
+
+
+def _or_zeros(gradient: Tensor | None, use: Use) -> Tensor:
+    return use.inputs.new_zeros(use.shape, dtype=use.dtype) if gradient is None else gradient
+
+
+def _gathered(
+    uses: Sequence[Use], gradients: Sequence[Tensor | None], batch: Batch, module: str, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a map saw of each sequence's counted positions, of all its uses, padded with zeros.
+
+    Args:
+        shape: (O, I) of a map without uses, whose vectors are all padding.
+
+    Returns:
+        activations [B, T, I], gradients [B, T, O], and which are no padding, [B, T].
+    """
+    sequences, length = batch.ids.shape
+    places, inputs, outputs = [], [], []
+    for use, gradient in zip(uses, gradients, strict=True):
+        tokens = torch.arange(sequences * length, device=use.inputs.device) if use.tokens is None else use.tokens
+        if use.tokens is None:
+            _by_sequence(use.inputs, batch, module)
+        places.append(tokens)
+        inputs.append(use.inputs.flatten(0, -2))
+        outputs.append(_or_zeros(gradient, use).flatten(0, -2))
+    if not uses:
+        empty = batch.labels.new_zeros(sequences, 1, dtype=torch.float32)
+        return empty[..., None].expand(-1, -1, shape[1]), empty[..., None].expand(-1, -1, shape[0]), empty.bool()
+    tokens = torch.cat(places)
+    kept = batch.positions.flatten().to(tokens.device)[tokens].nonzero().squeeze(1)
+    kept = kept[(tokens[kept] // length).argsort(stable=True)]
+    sequence = tokens[kept] // length
+    counts = sequence.bincount(minlength=sequences)
+    place = torch.arange(len(kept), device=tokens.device) - (counts.cumsum(0) - counts)[sequence]
+    width = max(1, int(counts.max()))
+
+    def padded(vectors: list[Tensor]) -> Tensor:
+        whole = torch.cat(vectors)
+        result = whole.new_zeros(sequences, width, whole.shape[-1])
+        result[sequence, place] = whole[kept]
+        return result
+
+    return padded(inputs), padded(outputs), torch.arange(width, device=tokens.device) < counts[:, None]
+
+
 def with_one(activations: Tensor) -> Tensor:
     """Activations [B, T, I] with a last column of ones, which the bias is multiplied by."""
     result = aligned_empty(activations, *activations.shape[:-1], activations.shape[-1] + 1)
@@ -150,28 +229,36 @@ def with_one(activations: Tensor) -> Tensor:
 
 
 @contextmanager
-def recorded(model: nn.Module, modules: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Record inputs and outputs of modules while the block runs.
+def recorded(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str, list[Use]]]:
+    """Record every use of linear maps while the block runs.
 
-    The embedding's output is made to require a gradient, so that a graph exists although
-    the parameters are frozen.
+    Parameters may be frozen: where nothing before a map has a graph, one begins at its output.
     """
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+    uses: dict[str, list[Use]] = {module: [] for module in modules}
+    experts = fused_experts(model, modules)
+    paths = {id(module): path for path, module in experts.items()}
 
-    def record(module: str):
-        def hook(_, args, output):
-            if module in inputs:
-                raise ForebearError(f"{module}: is used more than once in a pass, so it cannot be tracked.")
-            inputs[module] = args[0].detach()
-            outputs[module] = output
+    def note(module: str, vectors: Tensor, output: Tensor, tokens: Tensor | None = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            raise ForebearError(f"{module}: the model runs it without keeping a graph, so it cannot be tracked.")
+        goes_on = output
+        if not output.requires_grad:
+            goes_on = output.requires_grad_().clone()  # a copy, for the model may write into it
+        uses[module].append(Use(vectors.detach(), get_gradient_edge(output), output.shape, output.dtype, tokens))
+        return goes_on
 
-        return hook
+    def hook(module: str):
+        return lambda _, args, kwargs, output: note(module, args[0] if args else kwargs["input"], output)
 
-    handles = [model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_())]
-    handles += [model.get_submodule(m.replace("/", ".")).register_forward_hook(record(m)) for m in modules]
+    def watch(parent: nn.Module, name: str, expert: int, vectors: Tensor, output: Tensor, tokens: Tensor) -> Tensor:
+        module = f"{paths[id(parent)]}/{name}/{expert}" if id(parent) in paths else None
+        return note(module, vectors, output, tokens) if module in uses else output
+
+    plain = [module for module in modules if not is_of_experts(module, experts)]
+    handles = [model.get_submodule(m.replace("/", ".")).register_forward_hook(hook(m), with_kwargs=True) for m in plain]
     try:
-        yield inputs, outputs
+        with watched(model, experts.values(), watch):
+            yield uses
     finally:
         for handle in handles:
             handle.remove()
