@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from forebear.errors import ForebearError
-from forebear.experts import fused_maps, is_fused
+from forebear.experts import fused_experts, fused_maps, is_fused
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def tracked_blocks(model: nn.Module, split_heads: bool = False) -> list[Block]:
         for path, module in layers.named_modules(prefix=prefix):
             ancestors[path] = module
             kind = _kind(path[len(prefix) + 1 :], path, ancestors)
-            if isinstance(module, nn.Linear | Conv1D):
+            if _is_plain(module) and not _is_never_called(path, ancestors):
                 found = _blocks_of(path.replace(".", "/"), module, kind, layout, model.config)
             elif is_fused(module):
                 found = _blocks_of_experts(path.replace(".", "/"), module, kind, model.config)
@@ -89,8 +89,9 @@ def _blocks_of_experts(module: str, experts: nn.Module, kind: str, config: PreTr
 def _share_of_tokens(config: PreTrainedConfig, experts: int) -> float:
     """Of a batch's tokens, those that an expert sees on average; all where the config does not say how many each has."""
     text = config.get_text_config(decoder=True)
-    chosen = next((getattr(text, name) for name in _EXPERTS_OF_A_TOKEN if isinstance(getattr(text, name, 0), int)), 0)
-    return min(1.0, chosen / experts) if chosen else 1.0
+    chosen = [getattr(text, name, None) for name in _EXPERTS_OF_A_TOKEN]
+    known = [number for number in chosen if isinstance(number, int)]
+    return min(1.0, known[0] / experts) if known else 1.0
 
 
 _EXPERTS_OF_A_TOKEN = (
@@ -127,12 +128,20 @@ def device_of(model: nn.Module, module: str) -> torch.device:
     return found.weight.device
 
 
+def is_expert(model: nn.Module, module: str) -> bool:
+    """Whether a tracked map is one of several in a tensor, which tokens are routed to."""
+    return bool(fused_experts(model, [module]))
+
+
 def _transformer_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
     """Path → the lists with one module for each layer; several where a layer's parts lie in lists of their own."""
-    config = model.config.get_text_config(decoder=True)
-    depth = getattr(config, "num_hidden_layers", None)
+    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    return _layer_lists(model, _path_of(model, model.get_decoder()) if hasattr(model, "get_decoder") else "", depth)
+
+
+def _layer_lists(model: nn.Module, decoder: str, depth: int | None) -> dict[str, nn.ModuleList]:
+    """The outermost lists inside the decoder that have `depth` modules with maps, else the largest list."""
     outermost: dict[str, nn.ModuleList] = {}
-    decoder = _path_of(model, model.get_decoder()) if hasattr(model, "get_decoder") else ""
     for name, module in model.named_modules():
         inside = not decoder or name.startswith(f"{decoder}.")
         nested = any(name.startswith(f"{other}.") for other in outermost)
@@ -140,12 +149,44 @@ def _transformer_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
             outermost[name] = module
     if found := {name: module for name, module in outermost.items() if len(module) == depth}:
         return found
+    if not outermost and decoder:  # what it calls its decoder is something else
+        return _layer_lists(model, "", depth)
     if outermost:
         name = max(outermost, key=lambda name: sum(p.numel() for p in outermost[name].parameters()))
         return {name: outermost[name]}
     raise ForebearError(
         f"{type(model).__name__}: found no list of its {depth} transformer layers; only decoder-only models are tracked."
     )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module multiplies with its weight, adds its bias, and does nothing else."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    outputs, inputs = _shape(module)
+    vectors = torch.linspace(-1, 1, inputs).to(module.weight)
+    try:
+        with torch.no_grad():
+            found = module(vectors[None, None])
+    except (RuntimeError, ValueError, TypeError, IndexError):  # it wants something else than vectors
+        return False
+    if not isinstance(found, torch.Tensor) or found.shape != (1, 1, outputs):
+        return False
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+    expected = nn.functional.linear(vectors, weight, module.bias)
+    return found.is_meta or torch.allclose(found[0, 0], expected, rtol=1e-2, atol=1e-3)
+
+
+def _is_never_called(path: str, ancestors: Mapping[str, nn.Module]) -> bool:
+    """Whether a map's parent reads its weight, and never runs it as a module."""
+    parent, _, name = path.rpartition(".")
+    reader = type(ancestors.get(parent)).__name__
+    return any(name == of and re.search(pattern, reader) for pattern, of in _READERS)
+
+
+_READERS = (("Mamba.*Mixer", "dt_proj"), ("LongcatFlash.*Router", "classifier"))  # classes of parents, and the map
 
 
 def _has_maps(modules: nn.ModuleList) -> bool:

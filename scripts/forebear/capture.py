@@ -239,8 +239,8 @@ def recorded(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[st
     paths = {id(module): path for path, module in experts.items()}
 
     def note(module: str, vectors: Tensor, output: Tensor, tokens: Tensor | None = None) -> Tensor:
-        if not torch.is_grad_enabled():
-            raise ForebearError(f"{module}: the model runs it without keeping a graph, so it cannot be tracked.")
+        if not torch.is_grad_enabled():  # the model cuts the graph here, so this use has no gradient
+            return output
         goes_on = output
         if not output.requires_grad:
             goes_on = output.requires_grad_().clone()  # a copy, for the model may write into it

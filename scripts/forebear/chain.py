@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forebear.blocks import Block
+from forebear.errors import shortened
 from forebear.kronecker import Damping, Eigenbasis, damped_inverse, precondition, remaining, unrolled_inverse
 from forebear.outer import Matrices, formed
 
@@ -33,12 +34,27 @@ class Curvature:
 
 
 def inverse_functions(curvature: Curvature, blocks: Sequence[Block], scale: float = 1.0) -> dict[str, Tensor]:
-    """block → scale / (Λ + α + λ), [O, I], of those blocks that have eigenvalues."""
+    """block → scale / (Λ + α + λ), [O, I], of those blocks that have eigenvalues.
 
-    def function(eigenvalues: Tensor) -> Tensor:
-        return scale * damped_inverse(eigenvalues, curvature.pull + curvature.damping.of(eigenvalues))
-
-    return {b.name: function(curvature.eigenvalues[b.name]) for b in blocks if b.name in curvature.eigenvalues}
+    Where all gradients of a block are zero (a map that is not used, an expert that no document
+    reached, the layers before an output layer of zeros) so is Λ, and with it a relative λ. Without
+    α its inverse is taken as 0 then, as the pseudo-inverse is, and the names are printed: no document
+    has a gradient there that it could meet.
+    """
+    functions, empty = {}, []
+    for block in blocks:
+        if block.name not in curvature.eigenvalues:
+            continue
+        eigenvalues = curvature.eigenvalues[block.name]
+        added = curvature.pull + curvature.damping.of(eigenvalues)
+        if added == 0 and not eigenvalues.any():
+            empty.append(block.name)
+            functions[block.name] = torch.zeros_like(eigenvalues)
+        else:
+            functions[block.name] = scale * damped_inverse(eigenvalues, added)
+    if empty:
+        print(f"no curvature, so no part in the scores: {len(empty)} of {len(functions)} blocks: {shortened(empty)}")
+    return functions
 
 
 def precondition_chain(

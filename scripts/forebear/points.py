@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from forebear.batches import number_of_positions
 from forebear.blocks import Block, summary, tracked_blocks
 from forebear.checkpoints import check_context, load_model, load_tokenizer
+from forebear.gate import check_model
 from forebear.heads import classes_by_label
 from forebear.manifests import point_digests
 from forebear.plan import Shape, shape_of
@@ -61,4 +62,5 @@ def open_point(
     examples = encode(read_records(records), tokenizer, max_length, end=end, classes=classes)
     blocks = tracked_blocks(model, split_heads)
     print(summary(model, blocks))
+    check_model(model, blocks, max_length)
     return Point(model, blocks, examples, digests)

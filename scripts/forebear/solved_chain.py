@@ -89,6 +89,8 @@ def solve_chain(
     """
     vectors, solutions = pack(gradients, blocks).to(links[0].gauss_newton.model.device), []
     for link in links:
+        solvable = _raw_dampings(link.curvature, blocks, vectors) > 0
+        vectors = torch.where(solvable, vectors, 0)  # elsewhere there is neither curvature nor damping
         solution = SOLVERS[solver](link, vectors, options, torch.Generator().manual_seed(seed))
         vectors = link.scale * solution.x
         solutions.append(solution)
@@ -96,7 +98,12 @@ def solve_chain(
 
 
 def dampings(curvature: Curvature, blocks: Sequence[Block], like: Tensor) -> Tensor:
-    """α + λ of every parameter, [P]."""
+    """α + λ of every parameter, [P]; 1 in blocks without any curvature, whose part of every vector is zero."""
+    found = _raw_dampings(curvature, blocks, like)
+    return torch.where(found > 0, found, 1)
+
+
+def _raw_dampings(curvature: Curvature, blocks: Sequence[Block], like: Tensor) -> Tensor:
     values = [curvature.pull + curvature.damping.of(curvature.eigenvalues[block.name]) for block in blocks]
     sizes = [block.shape[0] * block.shape[1] for block in blocks]
     return torch.tensor(values).repeat_interleave(torch.tensor(sizes)).to(like)
