@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from forebear.errors import ForebearError
-from forebear.experts import fused_experts, fused_maps, is_fused
+from forebear.experts import fused_maps, is_fused
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,12 @@ class Block:
     rows: slice
     shape: tuple[int, int]
     bias: bool
-    share: float = 1.0  # of the tokens, those that it is expected to see: an expert few of them
+    share: float | None = None  # of an expert's map: the part of the tokens that it is expected to see
+
+    @property
+    def seen(self) -> float:
+        """The part of the tokens that it is expected to see."""
+        return 1.0 if self.share is None else self.share
 
 
 def tracked_blocks(model: nn.Module, split_heads: bool = False) -> list[Block]:
@@ -126,11 +131,6 @@ def device_of(model: nn.Module, module: str) -> torch.device:
         if isinstance(found, nn.Parameter):
             return found.device
     return found.weight.device
-
-
-def is_expert(model: nn.Module, module: str) -> bool:
-    """Whether a tracked map is one of several in a tensor, which tokens are routed to."""
-    return bool(fused_experts(model, [module]))
 
 
 def _transformer_layers(model: nn.Module) -> dict[str, nn.ModuleList]:

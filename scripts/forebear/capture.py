@@ -37,8 +37,8 @@ class Captured:
     model's sequence); activations are not.
 
     T is that of the batch, except for two kinds of maps. One that is used n times in a pass has
-    n·T places. An expert has as many as the most tokens that a sequence sends there, at least
-    one; only positions that count are kept, and other sequences are padded with zeros.
+    n·T places; an expert has as many as the most tokens that a sequence sends there, at least
+    one. Of these only positions that count are kept, each sequence's first, before zeros.
     """
 
     activations: dict[str, Tensor]  # module → [B, T, I]
@@ -121,14 +121,14 @@ def capture(
         edges = [use.output for module in bias for use in uses[module]]
         found = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True) if edges else ())
     captured = Captured({}, {}, losses.detach(), batch.positions)
-    shapes = _shapes(blocks)
+    shapes, experts = _shapes(blocks), {block.module for block in blocks if block.share is not None}
     for module, has_bias in bias.items():
         gradients = [next(found) for _ in uses[module]]
         if len(gradients) == 1 and uses[module][0].tokens is None:  # the usual case, which copies nothing
             a = _by_sequence(uses[module][0].inputs, batch, module)
             g = _by_sequence(_or_zeros(gradients[0], uses[module][0]), batch, module)
         else:
-            a, g, counted = _gathered(uses[module], gradients, batch, module, shapes[module])
+            a, g, counted = _gathered(uses[module], gradients, batch, module, shapes[module], module in experts)
             captured.own_positions[module] = counted
         a = a.to(dtype)
         captured.activations[module] = with_one(a) if has_bias else a
@@ -160,7 +160,8 @@ def captured_batches(
 def _by_sequence(vectors: Tensor, batch: Batch, module: str) -> Tensor:
     """[B, T, D] from what a map saw; some models (OPT's MLP) run all positions of a batch as [B·T, D]."""
     sequences, length = batch.ids.shape
-    if vectors.numel() != sequences * length * vectors.shape[-1]:
+    turned = vectors.ndim == 3 and vectors.shape[:2] == (length, sequences) and length != sequences
+    if turned or vectors.numel() != sequences * length * vectors.shape[-1]:
         raise ForebearError(
             f"{module}: saw a tensor of shape {tuple(vectors.shape)} in a batch of {sequences} sequences of {length} "
             "tokens; only maps that see every position once can be tracked."
@@ -181,7 +182,12 @@ def _or_zeros(gradient: Tensor | None, use: Use) -> Tensor:
 
 
 def _gathered(
-    uses: Sequence[Use], gradients: Sequence[Tensor | None], batch: Batch, module: str, shape: tuple[int, int]
+    uses: Sequence[Use],
+    gradients: Sequence[Tensor | None],
+    batch: Batch,
+    module: str,
+    shape: tuple[int, int],
+    expert: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a map saw of each sequence's counted positions, of all its uses, padded with zeros.
 
@@ -201,7 +207,7 @@ def _gathered(
         inputs.append(use.inputs.flatten(0, -2))
         outputs.append(_or_zeros(gradient, use).flatten(0, -2))
     if not uses:
-        empty = batch.labels.new_zeros(sequences, 1, dtype=torch.float32)
+        empty = batch.labels.new_zeros(sequences, 1 if expert else length, dtype=torch.float32)
         return empty[..., None].expand(-1, -1, shape[1]), empty[..., None].expand(-1, -1, shape[0]), empty.bool()
     tokens = torch.cat(places)
     kept = batch.positions.flatten().to(tokens.device)[tokens].nonzero().squeeze(1)
@@ -209,7 +215,7 @@ def _gathered(
     sequence = tokens[kept] // length
     counts = sequence.bincount(minlength=sequences)
     place = torch.arange(len(kept), device=tokens.device) - (counts.cumsum(0) - counts)[sequence]
-    width = max(1, int(counts.max()))
+    width = max(1, int(counts.max())) if expert else len(uses) * length
 
     def padded(vectors: list[Tensor]) -> Tensor:
         whole = torch.cat(vectors)

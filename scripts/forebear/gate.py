@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from forebear.batches import Batch, collate
-from forebear.blocks import Block, is_expert
+from forebear.blocks import Block
 from forebear.capture import Captured, capture
 from forebear.errors import ForebearError, shortened
 from forebear.heads import is_classifier, position_logits
@@ -111,10 +111,11 @@ def _decoder_hint(model: PreTrainedModel) -> str:
 def _check_gradients(model: PreTrainedModel, blocks: Sequence[Block], name: str, max_length: int) -> None:
     batch = _probe_batch(model, min(LENGTH, max_length))
     captured = capture(model, blocks, batch)
+    experts = {block.module for block in blocks if block.share is not None}
     sizes = {block.module: _gradient(captured, block.module).norm().item() for block in blocks}
-    zero = [module for module, size in sizes.items() if size == 0 and not is_expert(model, module)]
+    zero = [module for module, size in sizes.items() if size == 0 and module not in experts]
     kinds = {re.sub(r"\d+", "*", module): module for module, size in reversed(sizes.items()) if size}
-    chosen = [module for module in [*kinds.values(), *zero[:TRIES]] if not is_expert(model, module)]
+    chosen = [module for module in [*kinds.values(), *zero[:TRIES]] if module not in experts]
     tolerance = _GRADIENTS.get(model.dtype, _LOW_PRECISION_GRADIENTS)
     losses, expected = _true_gradients(model, chosen, batch)
     if (losses - captured.losses.double()).abs().max() > tolerance * losses.abs().max():
