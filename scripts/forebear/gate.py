@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from forebear.batches import Batch, collate
 from forebear.blocks import Block
-from forebear.capture import Captured, capture
+from forebear.capture import capture, working_dtype
 from forebear.errors import ForebearError, shortened
 from forebear.heads import is_classifier, position_logits
 from forebear.passes import is_out_of_memory
@@ -109,63 +109,67 @@ def _decoder_hint(model: PreTrainedModel) -> str:
 
 
 def _check_gradients(model: PreTrainedModel, blocks: Sequence[Block], name: str, max_length: int) -> None:
-    batch = _probe_batch(model, min(LENGTH, max_length))
-    captured = capture(model, blocks, batch)
+    """Two sequences of different lengths in one batch, against automatic differentiation of each alone.
+
+    Of the maps that have the same place in every layer one is looked at, and no expert's: those are run by
+    `experts`, so that the losses show whether they are run rightly.
+    """
+    examples = _probe_examples(model, max(2, min(LENGTH, max_length)))
+    captured = capture(model, blocks, collate(examples, range(len(examples))))
     experts = {block.module for block in blocks if block.share is not None}
-    sizes = {block.module: _gradient(captured, block.module).norm().item() for block in blocks}
-    zero = [module for module, size in sizes.items() if size == 0 and module not in experts]
+    sizes = {module: g.square().sum().sqrt().item() for module, g in captured.gradients.items()}
+    largest, tolerance = max(sizes.values()), _GRADIENTS.get(model.dtype, _LOW_PRECISION_GRADIENTS)
+    silent = [module for module, size in sizes.items() if size == 0 and module not in experts]
     kinds = {re.sub(r"\d+", "*", module): module for module, size in reversed(sizes.items()) if size}
-    chosen = [module for module in [*kinds.values(), *zero[:TRIES]] if module not in experts]
-    tolerance = _GRADIENTS.get(model.dtype, _LOW_PRECISION_GRADIENTS)
-    losses, expected = _true_gradients(model, chosen, batch)
-    if (losses - captured.losses.double()).abs().max() > tolerance * losses.abs().max():
-        raise ForebearError(
-            f"{name}: its experts, run one by one, do not give what they give together; load it with transformers' own "
-            "class for its type."
-        )
-    largest = max(sizes.values())
-    for module, gradient in expected.items():
-        found = _gradient(captured, module)[:, : gradient.shape[1]]
-        difference = (found.double() - gradient).norm().item()
-        if difference > tolerance * max(gradient.norm().item(), tolerance * largest):
+    chosen = [module for module in [*kinds.values(), *silent[:TRIES]] if module not in experts]
+    for row, example in enumerate(examples):
+        loss, expected = _true_gradients(model, chosen, collate([example], [0]))
+        if abs(captured.losses[row].item() - loss) > tolerance * abs(loss):
             raise ForebearError(
-                f"{name}: the gradient of {module} is not what its inputs and outputs say, so the model uses its weight "
-                "in another way than by calling it (fused kernels do); run the model without them."
+                f"{name}: the loss of a sequence is {captured.losses[row].item():.4g} in a batch and {loss:.4g} alone, "
+                "so scores would depend on the batches; take a causal language model of transformers' own."
             )
-    if not any(sizes.values()):
+        for module, gradient in expected.items():
+            found = (captured.gradients[module][row].T @ captured.activations[module][row])[:, : gradient.shape[1]]
+            difference = (found.double() - gradient).norm().item()
+            if difference > tolerance * max(gradient.norm().item(), tolerance * largest):
+                raise ForebearError(
+                    f"{name}: the gradient of {module} is not what its inputs and outputs say, so the model uses its "
+                    "weight in another way than by calling it (fused kernels do); run the model without them."
+                )
+    if not largest:
         raise ForebearError(
             f"{name}: not one of its tracked maps has a gradient, so there is nothing to attribute; look for weights that "
-            "are all zero, such as an output layer's."
+            "are all zero, such as an output layer's, or layers that hide their graph, as reversible ones do."
         )
-    if zero:
-        print(f"{len(zero)} of {len(sizes)} linear maps have no gradient, and so no part in scores: {shortened(zero)}")
+    if silent:
+        maps = f"{len(silent)} of {len(sizes)} linear maps"
+        print(f"{maps} have no gradient, and so no part in scores: {shortened(silent)}")
 
 
-def _probe_batch(model: PreTrainedModel, length: int) -> Batch:
-    """One sequence, whose targets are all its tokens, or the first class."""
-    (ids,) = probe_tokens(model, 1, length, seed=0)
-    return collate([Example(ids, length, 0) if is_classifier(model) else Example(ids, 1)], [0])
+def _probe_examples(model: PreTrainedModel, length: int) -> list[Example]:
+    """Two sequences whose targets are all their tokens, or the first class."""
+    lengths = [length, max(2, length - 2)]
+    tokens = [ids[:n] for ids, n in zip(probe_tokens(model, 2, length, seed=0), lengths, strict=True)]
+    return [Example(ids, len(ids), 0) if is_classifier(model) else Example(ids, 1) for ids in tokens]
 
 
-def _gradient(captured: Captured, module: str) -> Tensor:
-    """[O, I] of the one sequence."""
-    return captured.gradients[module][0].T @ captured.activations[module][0]
-
-
-def _true_gradients(model: PreTrainedModel, modules: Sequence[str], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses [B], and the gradients [O, I] of some weights by automatic differentiation."""
+def _true_gradients(model: PreTrainedModel, modules: Sequence[str], batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    """The loss of one sequence, and the gradients [O, I] of some weights by automatic differentiation."""
     maps = {module: model.get_submodule(module.replace("/", ".")) for module in modules}
     weights = [linear.weight for linear in maps.values()]
     batch = batch.to(model.device)
     with _differentiable(weights), torch.enable_grad():
-        logits = position_logits(model, batch.ids)
-        losses = sequence_losses(logits.float() if logits.dtype != torch.float64 else logits, batch.labels)
-        found = torch.autograd.grad(losses.sum(), weights, allow_unused=True) if weights else ()
+        logits = position_logits(model, batch.ids).to(model.device, working_dtype(model))
+        (loss,) = sequence_losses(logits, batch.labels)
+        found = [None] * len(weights)
+        if weights and loss.requires_grad:
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
     gradients = {}
     for (module, linear), gradient in zip(maps.items(), found, strict=True):
         gradient = torch.zeros_like(linear.weight) if gradient is None else gradient
         gradients[module] = (gradient.T if isinstance(linear, Conv1D) else gradient).double()
-    return losses.detach().double(), gradients
+    return loss.item(), gradients
 
 
 @contextmanager
