@@ -11,7 +11,6 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from conftest import unpadded_loss
 from forebear.batches import collate
 from forebear.blocks import Block, block_table, factor_elements, summary, tracked_blocks, tracked_share
 from forebear.capture import capture
@@ -25,7 +24,8 @@ from tiny_families import MASKED, OPTIONS, tiny_model
 NOT_CAUSAL = "changes with the tokens after it"
 REFUSED = {
     "cpmant": "changes when padding follows",  # tokens of its own stand before the sequence
-    "gemma4_unified_assistant": "cannot be run on tokens alone",  # it drafts for another model, whose states it reads
+    "gemma4_assistant": "cannot be run on tokens alone",  # it drafts for another model, whose states it reads
+    "gemma4_unified_assistant": "cannot be run on tokens alone",
     "prophetnet": "changes when padding follows",  # it predicts several tokens at once
     "reformer": "not one of its tracked maps has a gradient",  # reversible layers hide their graph
     "xlm": NOT_CAUSAL,
@@ -34,11 +34,12 @@ REFUSED = {
 }
 # What cannot be made at all, with what transformers says.
 UNBUILT = {
+    "dots3_note": "per_layer_config",  # its text model is a family of its own
     "gemma3n": "timm",  # a library for its images
     "musicgen": "dropout",  # its own configuration is not that of a causal model
     "musicgen_melody": "dropout",
 }
-SINGLE = {"xglm"}  # that do not run in float64
+SINGLE = {"xglm", "inkling2_text", "inkling2_loop_text"}  # that do not run in float64
 
 
 def dtype_of(family: str) -> torch.dtype:
@@ -64,7 +65,9 @@ def true_gradients(model: nn.Module, blocks: list[Block], example: Example) -> d
     """module → [O, I] without the bias, by automatic differentiation of one sequence alone."""
     places = {block.module: stored(model, block) for block in blocks}
     weights = {id(w): w for module, name, _ in places.values() for w in [getattr(module, name)]}
-    found = torch.autograd.grad(unpadded_loss(model, example), list(weights.values()), allow_unused=True)
+    log_probabilities = model(example.ids[None], use_cache=False).logits[0].log_softmax(-1)
+    loss = -sum(log_probabilities[t - 1, example.ids[t]] for t in range(example.first_target, len(example.ids)))
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     found = {key: torch.zeros_like(weights[key]) if g is None else g for key, g in zip(weights, found, strict=True)}
     result = {}
     for path, (module, name, expert) in places.items():
@@ -94,7 +97,7 @@ def assert_gradients_are_autograds(model: nn.Module) -> None:
 @pytest.mark.parametrize("family", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 def test_gradients_are_those_of_autograd_or_the_family_is_refused(family):
     if family in UNBUILT:
-        with pytest.raises((ImportError, AttributeError), match=UNBUILT[family]):
+        with pytest.raises((ImportError, AttributeError, ValueError), match=UNBUILT[family]):
             tiny_model(family)
         return
     model = tiny_model(family, dtype_of(family))

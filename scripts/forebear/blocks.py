@@ -52,12 +52,16 @@ def tracked_blocks(model: nn.Module, split_heads: bool = False) -> list[Block]:
     lists = _transformer_layers(model)
     layout = _head_layout(model.config) if split_heads else None
     blocks: dict[str, Block] = {}
+    known: set[tuple[int, int]] = set()  # what one map shares with another is a block of the first
     for prefix, layers in lists.items():
         ancestors: dict[str, nn.Module] = {}
         for path, module in layers.named_modules(prefix=prefix):
             ancestors[path] = module
             kind = _kind(path[len(prefix) + 1 :], path, ancestors)
             if _is_plain(module) and not _is_never_called(path, ancestors):
+                if parameters_of(module) in known:
+                    continue
+                known.add(parameters_of(module))
                 found = _blocks_of(path.replace(".", "/"), module, kind, layout, model.config)
             elif is_fused(module):
                 found = _blocks_of_experts(path.replace(".", "/"), module, kind, model.config)
@@ -67,6 +71,11 @@ def tracked_blocks(model: nn.Module, split_heads: bool = False) -> list[Block]:
     if not blocks:
         raise ForebearError(f"{type(model).__name__}: its transformer layers have no plain linear maps to track.")
     return list(blocks.values())
+
+
+def parameters_of(linear: nn.Linear | Conv1D) -> tuple[int, int]:
+    """The same for two maps that have weight and bias in common."""
+    return id(linear.weight), id(linear.bias)
 
 
 def _blocks_of(module: str, linear: nn.Linear | Conv1D, kind: str, layout, config: PreTrainedConfig) -> list[Block]:

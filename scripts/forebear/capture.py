@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from forebear.batches import IGNORED, Batch
-from forebear.blocks import Block
+from forebear.blocks import Block, parameters_of
 from forebear.errors import ForebearError
 from forebear.experts import fused_experts, is_of_experts, watched
 from forebear.heads import position_logits
@@ -57,6 +58,7 @@ class Use:
     """One call of a linear map in a pass."""
 
     inputs: Tensor  # [..., I], without a graph
+    version: int  # of the inputs' values, which the model must not write over
     output: GradientEdge  # whose gradient is the output's, whatever is written into that afterwards
     shape: torch.Size  # of the output, [..., O]
     dtype: torch.dtype
@@ -124,6 +126,8 @@ def capture(
     shapes, experts = _shapes(blocks), {block.module for block in blocks if block.share is not None}
     for module, has_bias in bias.items():
         gradients = [next(found) for _ in uses[module]]
+        if any(use.inputs._version != use.version for use in uses[module]):
+            raise ForebearError(f"{module}: the model writes over what it reads there, so it cannot be tracked.")
         if len(gradients) == 1 and uses[module][0].tokens is None:  # the usual case, which copies nothing
             a = _by_sequence(uses[module][0].inputs, batch, module)
             g = _by_sequence(_or_zeros(gradients[0], uses[module][0]), batch, module)
@@ -238,7 +242,7 @@ def with_one(activations: Tensor) -> Tensor:
 def recorded(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str, list[Use]]]:
     """Record every use of linear maps while the block runs.
 
-    Parameters may be frozen: where nothing before a map has a graph, one begins at its output.
+    A map is used too where another module has the same parameters. They may be frozen: where nothing before a map has a graph, one begins at its output.
     """
     uses: dict[str, list[Use]] = {module: [] for module in modules}
     experts = fused_experts(model, modules)
@@ -250,7 +254,8 @@ def recorded(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[st
         goes_on = output
         if not output.requires_grad:
             goes_on = output.requires_grad_().clone()  # a copy, for the model may write into it
-        uses[module].append(Use(vectors.detach(), get_gradient_edge(output), output.shape, output.dtype, tokens))
+        seen = vectors.detach()
+        uses[module].append(Use(seen, seen._version, get_gradient_edge(output), output.shape, output.dtype, tokens))
         return goes_on
 
     def hook(module: str):
@@ -261,7 +266,12 @@ def recorded(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[st
         return note(module, vectors, output, tokens) if module in uses else output
 
     plain = [module for module in modules if not is_of_experts(module, experts)]
-    handles = [model.get_submodule(m.replace("/", ".")).register_forward_hook(hook(m), with_kwargs=True) for m in plain]
+    shared = {parameters_of(model.get_submodule(module.replace("/", "."))): module for module in plain}
+    handles = [
+        linear.register_forward_hook(hook(shared[parameters_of(linear)]), with_kwargs=True)
+        for linear in model.modules()
+        if isinstance(linear, nn.Linear | Conv1D) and parameters_of(linear) in shared
+    ]
     try:
         with watched(model, experts.values(), watch):
             yield uses
