@@ -121,7 +121,8 @@ def capture(
         losses = objective(logits, labels(logits, batch))
         check_losses(losses.detach(), batch.indices, "forward pass")
         edges = [use.output for module in bias for use in uses[module]]
-        found = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True) if edges else ())
+        reached = edges and losses.requires_grad
+        found = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True) if reached else [None] * len(edges))
     captured = Captured({}, {}, losses.detach(), batch.positions)
     shapes, experts = _shapes(blocks), {block.module for block in blocks if block.share is not None}
     for module, has_bias in bias.items():

@@ -33,24 +33,31 @@ class Curvature:
     pull: float = 0.0
 
 
+def is_empty(curvature: Curvature, eigenvalues: Tensor) -> bool:
+    """Whether a block has neither eigenvalues nor anything that is added to them.
+
+    Where all its gradients are zero (a map that is not used, an expert that no document reached, the
+    layers before an output layer of zeros) so is Λ, and with it a relative λ.
+    """
+    return curvature.pull + curvature.damping.of(eigenvalues) == 0 and not eigenvalues.any()
+
+
 def inverse_functions(curvature: Curvature, blocks: Sequence[Block], scale: float = 1.0) -> dict[str, Tensor]:
     """block → scale / (Λ + α + λ), [O, I], of those blocks that have eigenvalues.
 
-    Where all gradients of a block are zero (a map that is not used, an expert that no document
-    reached, the layers before an output layer of zeros) so is Λ, and with it a relative λ. Without
-    α its inverse is taken as 0 then, as the pseudo-inverse is, and the names are printed: no document
-    has a gradient there that it could meet.
+    It is 0 where there is nothing to invert, as the pseudo-inverse is: no document has a gradient
+    there that it could meet. The names of such blocks are printed.
     """
     functions, empty = {}, []
     for block in blocks:
         if block.name not in curvature.eigenvalues:
             continue
         eigenvalues = curvature.eigenvalues[block.name]
-        added = curvature.pull + curvature.damping.of(eigenvalues)
-        if added == 0 and not eigenvalues.any():
+        if is_empty(curvature, eigenvalues):
             empty.append(block.name)
             functions[block.name] = torch.zeros_like(eigenvalues)
         else:
+            added = curvature.pull + curvature.damping.of(eigenvalues)
             functions[block.name] = scale * damped_inverse(eigenvalues, added)
     if empty:
         print(f"no curvature, so no part in the scores: {len(empty)} of {len(functions)} blocks: {shortened(empty)}")
