@@ -89,9 +89,10 @@ def solve_chain(
     """
     vectors, solutions = pack(gradients, blocks).to(links[0].gauss_newton.model.device), []
     for link in links:
-        vectors = torch.where(_empty(link.curvature, blocks, vectors), 0, vectors)
+        empty = _empty(link.curvature, blocks, vectors)
+        vectors = torch.where(empty, 0, vectors)
         solution = SOLVERS[solver](link, vectors, options, torch.Generator().manual_seed(seed))
-        vectors = link.scale * solution.x
+        vectors = link.scale * torch.where(empty, 0, solution.x)  # Arnoldi's basis is random there
         solutions.append(solution)
     return unpack(vectors.cpu(), blocks), solutions
 
