@@ -239,11 +239,17 @@ def with_one(activations: Tensor) -> Tensor:
     return result
 
 
+def _beginning(output: Tensor) -> Tensor:
+    """A tensor that has a graph, or is now where one begins; then a copy, which the model may write into."""
+    return output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_().clone()
+
+
 @contextmanager
 def recorded(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str, list[Use]]]:
     """Record every use of linear maps while the block runs.
 
-    A map is used too where another module has the same parameters. They may be frozen: where nothing before a map has a graph, one begins at its output.
+    A map is used too where another module has the same parameters. They may be frozen: a graph begins
+    at the embedding's output, or at that of a map which nothing with a graph comes before.
     """
     uses: dict[str, list[Use]] = {module: [] for module in modules}
     experts = fused_experts(model, modules)
@@ -252,9 +258,7 @@ def recorded(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[st
     def note(module: str, vectors: Tensor, output: Tensor, tokens: Tensor | None = None) -> Tensor:
         if not torch.is_grad_enabled():  # the model cuts the graph here, so this use has no gradient
             return output
-        goes_on = output
-        if not output.requires_grad:
-            goes_on = output.requires_grad_().clone()  # a copy, for the model may write into it
+        goes_on = _beginning(output)
         seen = vectors.detach()
         uses[module].append(Use(seen, seen._version, get_gradient_edge(output), output.shape, output.dtype, tokens))
         return goes_on
@@ -268,7 +272,8 @@ def recorded(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[st
 
     plain = [module for module in modules if not is_of_experts(module, experts)]
     shared = {parameters_of(model.get_submodule(module.replace("/", "."))): module for module in plain}
-    handles = [
+    handles = [model.get_input_embeddings().register_forward_hook(lambda _, __, output: _beginning(output))]
+    handles += [
         linear.register_forward_hook(hook(shared[parameters_of(linear)]), with_kwargs=True)
         for linear in model.modules()
         if isinstance(linear, nn.Linear | Conv1D) and parameters_of(linear) in shared
