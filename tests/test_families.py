@@ -1,4 +1,4 @@
-"""Every family of causal language models that the installed transformers has, made tiny: compared, or refused with a reason.
+"""Every family of causal language models that transformers has, made tiny: compared, or refused with a reason.
 
 A family that a new version of transformers adds is tried by itself, by the names of its options.
 """

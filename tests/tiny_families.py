@@ -13,16 +13,19 @@ MOST_PARAMETERS = 5_000_000
 
 # By what an option is called, whatever the family.
 _SIZES = {
-    16: "hidden_size hidden_size_global d_model n_embd embed_dim dim word_embed_proj_dim embedding_size dim_model lru_width",
+    16: "hidden_size hidden_size_global d_model n_embd embed_dim dim word_embed_proj_dim embedding_size dim_model "
+    "lru_width",
     2: "num_hidden_layers n_layer n_layers num_layers decoder_layers num_decoder_layers num_key_value_heads "
-    "num_experts_per_tok moe_topk moe_k top_k_experts linear_num_key_heads num_experts_per_token mamba_expand moe_top_k",
-    1: "encoder_layers num_encoder_layers depth n_group topk_group mamba_n_groups mamba_ngroups n_groups n_shared_experts "
-    "first_k_dense_replace num_nextn_predict_layers",
+    "num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts moe_top_k linear_num_key_heads mamba_expand",
+    1: "encoder_layers num_encoder_layers depth n_group topk_group mamba_n_groups mamba_ngroups n_groups "
+    "n_shared_experts first_k_dense_replace num_nextn_predict_layers",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
     "num_decoder_attention_heads num_encoder_attention_heads num_experts num_local_experts n_routed_experts "
-    "moe_num_experts linear_num_value_heads linear_num_heads linear_head_dim linear_key_head_dim linear_value_head_dim mamba_d_state state_size "
+    "moe_num_experts linear_num_value_heads linear_num_heads linear_head_dim linear_key_head_dim "
+    "linear_value_head_dim mamba_d_state state_size "
     "ssm_state_size mamba_n_heads mamba_num_heads n_mamba_heads rotary_dim index_n_heads index_topk",
-    8: "head_dim swa_head_dim rel_extent sliding_window_size moe_intermediate_size shared_expert_intermediate_size q_lora_rank kv_lora_rank qk_nope_head_dim "
+    8: "head_dim swa_head_dim rel_extent sliding_window_size moe_intermediate_size shared_expert_intermediate_size "
+    "q_lora_rank kv_lora_rank qk_nope_head_dim "
     "qk_rope_head_dim v_head_dim mamba_d_head mamba_head_dim mamba_headdim chunk_size mamba_chunk_size index_head_dim "
     "expert_ffn_hidden_size ffn_hidden_size shared_experts_intermediate_size moe_shared_expert_intermediate_size "
     "hidden_size_per_layer_input laurel_rank dim_head attention_head_size dt_rank time_step_rank mamba_dt_rank",

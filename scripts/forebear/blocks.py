@@ -101,7 +101,7 @@ def _blocks_of_experts(module: str, experts: nn.Module, kind: str, config: PreTr
 
 
 def _share_of_tokens(config: PreTrainedConfig, experts: int) -> float:
-    """Of a batch's tokens, those that an expert sees on average; all where the config does not say how many each has."""
+    """Of a batch's tokens, those that an expert sees on average; all where the config does not say."""
     text = config.get_text_config(decoder=True)
     chosen = [getattr(text, name, None) for name in _EXPERTS_OF_A_TOKEN]
     known = [number for number in chosen if isinstance(number, int)]

@@ -1,9 +1,7 @@
 """What a loaded model must be for its influence to mean something, tried on a few tokens.
 
-A model that sees the tokens after a position, or that does something else than its modules say, gives
-scores like any other. So it is looked at before anything is computed: a sequence of a few tokens, the
-same with other tokens at its end, and with padding; and the gradients that `capture` finds, beside those of
-automatic differentiation.
+Beside `causality` that is: the gradients that `capture` finds are those of automatic differentiation. A model
+may do something else than its modules say, and its scores look like any other's.
 """
 
 import re
@@ -18,19 +16,12 @@ from transformers.pytorch_utils import Conv1D
 from forebear.batches import Batch, collate
 from forebear.blocks import Block
 from forebear.capture import capture, working_dtype
+from forebear.causality import LENGTH, PADDING, TRIES, check_causality, probe_tokens, probing
 from forebear.errors import ForebearError, shortened
 from forebear.heads import is_classifier, position_logits
-from forebear.passes import is_out_of_memory
 from forebear.sequences import Example
 from forebear.training import sequence_losses
 
-LENGTH, PADDING = 8, 4  # tokens of a sequence, and what follows them
-TRIES = 3  # other tokens, before a difference is believed: in low precision a near tie may choose other experts
-
-# Differences of logits, in parts of their spread: of two sequences in one batch, which a causal model does not
-# make at all and an untrained masked one makes of 0.002 (0.01 in bfloat16), and of a padded and an unpadded pass.
-_TOLERANCES = {torch.float64: (1e-5, 1e-3), torch.float32: (1e-4, 1e-2), torch.float16: (1e-3, 0.3)}
-_LOW_PRECISION = (4e-3, 0.3)
 _GRADIENTS = {torch.float64: 1e-3, torch.float32: 2e-2}  # of a map's gradient, in parts of its length
 _LOW_PRECISION_GRADIENTS = 0.3
 
@@ -44,69 +35,11 @@ def check_model(model: PreTrainedModel, blocks: Sequence[Block], max_length: int
         max_length: tokens that the model can be run on.
 
     Raises:
-        ForebearError: the model cannot be run on tokens alone, its logits are not finite, they depend on
-            later tokens or on padding, or gradients are not those of automatic differentiation.
+        ForebearError: as `check_causality`, or gradients are not those of automatic differentiation.
     """
-    name, training = type(model).__name__, model.training
-    model.eval()
-    try:
-        _check_logits(model, name, max_length)
-        _check_gradients(model, blocks, name, max_length)
-    except (ForebearError, MemoryError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise ForebearError(
-            f"{name}: it cannot be run on tokens alone ({type(error).__name__}: {error}); take a decoder-only language "
-            "model whose configuration and weights belong together."
-        ) from error
-    finally:
-        model.train(training)
-
-
-def probe_tokens(model: PreTrainedModel, sequences: int, length: int, seed: int) -> Tensor:
-    """Random tokens [sequences, length] that the model has, without the first few, which are often special."""
-    tokens = model.get_input_embeddings().weight.shape[0]
-    tokens = min(tokens, getattr(model.config.get_text_config(decoder=True), "vocab_size", tokens))
-    first = min(10, tokens // 2)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(first, tokens, (sequences, length), generator=generator)
-
-
-@torch.no_grad()
-def _check_logits(model: PreTrainedModel, name: str, max_length: int) -> None:
-    length = max(2, min(LENGTH, max_length - PADDING))
-    padding, kept = max(0, min(PADDING, max_length - length)), (length + 1) // 2  # the others change
-    same_shape, padded = _TOLERANCES.get(model.dtype, _LOW_PRECISION)
-    for seed in range(TRIES):
-        first, other = probe_tokens(model, 2, length, seed)
-        other = torch.where(torch.arange(length) < kept, first, torch.where(other == first, other - 1, other))
-        alone = position_logits(model, first[None].to(model.device)).double()
-        longer = nn.functional.pad(torch.stack([first, other]), (0, padding)).to(model.device)
-        both = position_logits(model, longer).double()
-        if not alone.isfinite().all() or not both[:, :length].isfinite().all():
-            raise ForebearError(f"{name}: its logits are not finite; look for NaN and infinite values in its weights.")
-        spread = alone.std().clamp_min(torch.finfo(torch.float32).tiny)
-        leak = ((both[0, :kept] - both[1, :kept]).abs().max() / spread).item()
-        change = ((both[0, :length] - alone[0]).abs().max() / spread).item()
-        if leak <= same_shape and change <= padded:
-            return
-    if leak > same_shape:
-        raise ForebearError(
-            f"{name}: what it predicts at a token changes with the tokens after it (by {leak:.2g} of the logits' "
-            f"spread), as in a masked language model; take a causal one{_decoder_hint(model)}."
-        )
-    raise ForebearError(
-        f"{name}: what it predicts changes when padding follows the sequence (by {change:.2g} of the logits' spread), "
-        "so batches would change the scores; take a causal language model, whose predictions depend on earlier tokens only."
-    )
-
-
-def _decoder_hint(model: PreTrainedModel) -> str:
-    if getattr(model.config, "is_decoder", None) is False:
-        return ", or set `is_decoder` to true in its config.json if it was trained as a decoder"
-    return ""
+    check_causality(model, max_length)
+    with probing(model):
+        _check_gradients(model, blocks, type(model).__name__, max_length)
 
 
 def _check_gradients(model: PreTrainedModel, blocks: Sequence[Block], name: str, max_length: int) -> None:
@@ -140,8 +73,8 @@ def _check_gradients(model: PreTrainedModel, blocks: Sequence[Block], name: str,
                 )
     if not largest:
         raise ForebearError(
-            f"{name}: not one of its tracked maps has a gradient, so there is nothing to attribute; look for weights that "
-            "are all zero, such as an output layer's, or layers that hide their graph, as reversible ones do."
+            f"{name}: not one of its tracked maps has a gradient, so there is nothing to attribute; look for "
+            "weights that are all zero, such as an output layer's, or layers that hide their graph."
         )
     if silent:
         maps = f"{len(silent)} of {len(sizes)} linear maps"
