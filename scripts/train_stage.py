@@ -9,6 +9,7 @@ lease_devices(snakemake.params.gpus)
 from dataclasses import asdict
 from pathlib import Path
 
+from forebear.causality import check_causality
 from forebear.chat import Chat
 from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
 from forebear.heads import classes_by_label, with_head
@@ -21,6 +22,7 @@ if snakemake.input.previous:
     previous = Path(snakemake.input.previous).parent
     tokenizer = load_tokenizer(previous, params.trust_remote_code)
     model = load_model(previous, trust_remote_code=params.trust_remote_code).requires_grad_(True)
+    check_causality(model, params.max_length)
 else:
     tokenizer = build_tokenizer(record for file in snakemake.input.vocabulary for record in Records(file))
     model = build_model(params.model, tokenizer, params.seed)

@@ -17,7 +17,8 @@ from forebear.capture import capture, sampled_labels
 from forebear.errors import ForebearError
 from forebear.factors import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
 from forebear.kronecker import compute_eigenbasis
-from forebear.scoring import sequence_gradients
+from forebear.outer import formed
+from forebear.scoring import query_gradients, sequence_gradients
 from test_chain import Chain, dense_scores, relative_difference
 
 SMALL = {
@@ -260,12 +261,61 @@ def test_an_unknown_architecture_is_tracked_by_its_linear_maps(examples):
         tracked_blocks(model, split_heads=True)
 
 
-def test_a_map_that_is_used_twice_is_refused(examples):
+@pytest.mark.parametrize("shared", ["in a layer", "between layers"])
+def test_the_gradient_of_a_map_that_is_used_twice_is_the_sum_over_its_uses(examples, shared):
+    """Each use counts in the covariances, so that positions count twice."""
     model = build(FAMILIES["gpt_neox"])
     layers = model.gpt_neox.layers
-    layers[0].mlp.forward = lambda x, mlp=layers[0].mlp: mlp.dense_4h_to_h(mlp.dense_h_to_4h(x) + mlp.dense_h_to_4h(x))
-    with pytest.raises(ForebearError, match="dense_h_to_4h: is used more than once"):
-        capture(model, tracked_blocks(model), collate(examples, [0]))
+    if shared == "in a layer":
+        layers[0].mlp.forward = lambda x, mlp=layers[0].mlp: mlp.dense_4h_to_h(
+            mlp.dense_h_to_4h(x) + mlp.dense_h_to_4h(x * x)
+        )
+    else:  # two modules with the same parameters
+        layers[1].mlp.dense_h_to_4h.weight = layers[0].mlp.dense_h_to_4h.weight
+        layers[1].mlp.dense_h_to_4h.bias = layers[0].mlp.dense_h_to_4h.bias
+    blocks = tracked_blocks(model)
+    assert len(blocks) == (8 if shared == "in a layer" else 7)
+    captured = capture(model, blocks, collate(examples, range(len(examples))))
+    expected = [true_gradients(model, {block.module for block in blocks}, example) for example in examples]
+    for block in blocks:
+        assert_close(sequence_gradients(captured, block), torch.stack([g[block.module] for g in expected]))
+    covariances = fit_covariances(model, blocks, examples, seed=4, batch_tokens=20)
+    assert {name: share.item() for name, share in covariances.shares.items()} == {
+        "gpt_neox/layers/0/mlp/dense_h_to_4h": 2.0
+    }
+    basis = compute_eigenbasis(covariances)
+    assert fit_eigenvalues(model, blocks, examples, basis, seed=4, batch_tokens=20)[blocks[2].name].isfinite().all()
+    (gradients, _), (alone, _) = (query_gradients(model, blocks, examples, tokens) for tokens in (1000, 1))
+    for block in blocks:
+        assert_close(formed(gradients[block.name]), sequence_gradients(captured, block))
+        assert_close(formed(alone[block.name]), sequence_gradients(captured, block))
+
+
+def test_what_a_model_writes_over_is_seen_before(examples):
+    """A scaled embedding, and a map's output that is doubled in place."""
+    plain = build(FAMILIES["llama"])
+    blocks, batch = tracked_blocks(plain), collate(examples, range(len(examples)))
+    model = copy.deepcopy(plain).requires_grad_(False)
+    model.model.embed_tokens.register_forward_hook(lambda _, __, output: output.mul_(3))
+    mlp = model.model.layers[0].mlp
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)).mul_(2)
+    with torch.no_grad():
+        plain.model.embed_tokens.weight.mul_(3)
+        plain.model.layers[0].mlp.down_proj.weight.mul_(2)
+    doubled = capture(plain, blocks, batch)
+    in_place = capture(model, blocks, batch)
+    for block in blocks:
+        factor = 2 if block.name == "model/layers/0/mlp/down_proj" else 1
+        assert_close(sequence_gradients(in_place, block), factor * sequence_gradients(doubled, block))
+
+
+def test_a_model_that_writes_over_what_a_map_reads_is_refused(examples):
+    model = build(FAMILIES["llama"])
+    mlp = model.model.layers[0].mlp
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)) + x.zero_()
+    model.requires_grad_(False)
+    with pytest.raises(ForebearError, match="writes over what it reads"):
+        capture(model, tracked_blocks(model)[4:5], collate(examples, [0]))
 
 
 def test_factors_of_heads_count_the_shared_activations_once():

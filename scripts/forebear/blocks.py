@@ -8,7 +8,8 @@ head are not tracked.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from forebear.errors import ForebearError
+from forebear.experts import fused_maps, is_fused
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Block:
     rows: slice
     shape: tuple[int, int]
     bias: bool
+    share: float | None = None  # of an expert's map: the part of the tokens that it is expected to see
+
+    @property
+    def seen(self) -> float:
+        """The part of the tokens that it is expected to see."""
+        return 1.0 if self.share is None else self.share
 
 
 def tracked_blocks(model: nn.Module, split_heads: bool = False) -> list[Block]:
@@ -41,40 +49,162 @@ def tracked_blocks(model: nn.Module, split_heads: bool = False) -> list[Block]:
         ForebearError: no transformer layers are found, or the layout of their heads is
             not known.
     """
-    prefix, layers = _transformer_layers(model)
+    lists = _transformer_layers(model)
     layout = _head_layout(model.config) if split_heads else None
-    blocks: list[Block] = []
-    for path, linear in layers.named_modules():
-        if not isinstance(linear, nn.Linear | Conv1D):
-            continue
-        module = f"{prefix}.{path}".replace(".", "/")
-        bias = linear.bias is not None
-        kind = "attention" if "attention" in path or "attn" in path else "mlp"
-        outputs, inputs = _shape(linear)
-        parts = layout(path.rpartition(".")[2], model.config) if layout else {}
-        rows_by_name = {f"{module}/{part}": rows for part, rows in parts.items()} or {module: slice(0, outputs)}
-        blocks += [
-            Block(name, module, kind, rows, (rows.stop - rows.start, inputs + bias), bias)
-            for name, rows in rows_by_name.items()
-        ]
+    blocks: dict[str, Block] = {}
+    known: set[tuple[int, int]] = set()  # what one map shares with another is a block of the first
+    for prefix, layers in lists.items():
+        ancestors: dict[str, nn.Module] = {}
+        for path, module in layers.named_modules(prefix=prefix):
+            ancestors[path] = module
+            kind = _kind(path[len(prefix) + 1 :], path, ancestors)
+            if _is_plain(module) and not _is_never_called(path, ancestors):
+                if parameters_of(module) in known:
+                    continue
+                known.add(parameters_of(module))
+                found = _blocks_of(path.replace(".", "/"), module, kind, layout, model.config)
+            elif is_fused(module):
+                found = _blocks_of_experts(path.replace(".", "/"), module, kind, model.config)
+            else:
+                continue
+            blocks |= {block.name: block for block in found}
     if not blocks:
         raise ForebearError(f"{type(model).__name__}: its transformer layers have no plain linear maps to track.")
+    return list(blocks.values())
+
+
+def parameters_of(linear: nn.Linear | Conv1D) -> tuple[int, int]:
+    """The same for two maps that have weight and bias in common."""
+    return id(linear.weight), id(linear.bias)
+
+
+def _blocks_of(module: str, linear: nn.Linear | Conv1D, kind: str, layout, config: PreTrainedConfig) -> list[Block]:
+    bias = linear.bias is not None
+    outputs, inputs = _shape(linear)
+    parts = layout(module.rpartition("/")[2], config) if layout else {}
+    rows_by_name = {f"{module}/{part}": rows for part, rows in parts.items()} or {module: slice(0, outputs)}
+    return [
+        Block(name, module, kind, rows, (rows.stop - rows.start, inputs + bias), bias)
+        for name, rows in rows_by_name.items()
+    ]
+
+
+def _blocks_of_experts(module: str, experts: nn.Module, kind: str, config: PreTrainedConfig) -> list[Block]:
+    """Every map of every expert, called `{module}/{parameter}/{expert}`."""
+    blocks = []
+    for fused in fused_maps(experts):
+        share = _share_of_tokens(config, fused.experts)
+        for expert in range(fused.experts):
+            name, shape = f"{module}/{fused.name}/{expert}", (fused.outputs, fused.inputs + fused.bias)
+            blocks.append(Block(name, name, kind, slice(0, fused.outputs), shape, fused.bias, share))
     return blocks
+
+
+def _share_of_tokens(config: PreTrainedConfig, experts: int) -> float:
+    """Of a batch's tokens, those that an expert sees on average; all where the config does not say."""
+    text = config.get_text_config(decoder=True)
+    chosen = [getattr(text, name, None) for name in _EXPERTS_OF_A_TOKEN]
+    known = [number for number in chosen if isinstance(number, int)]
+    return min(1.0, known[0] / experts) if known else 1.0
+
+
+_EXPERTS_OF_A_TOKEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+    "moe_top_k",
+)
+
+
+def _kind(inside: str, path: str, ancestors: Mapping[str, nn.Module]) -> str:
+    """What mixes the positions of a sequence counts as attention: state-space and recurrent layers too."""
+    if "attention" in inside or "attn" in inside:
+        return "attention"
+    parts = inside.split(".")
+    names = [path[: len(path) - len(inside)] + ".".join(parts[:depth]) for depth in range(2, len(parts))]
+    classes = [type(ancestors[name]).__name__ for name in names if name in ancestors]
+    mixes = any(word in part for part in parts[1:] for word in ("mamba", "ssm", "temporal_block"))
+    return "attention" if mixes or any(_MIXERS.search(name) for name in classes) else "mlp"
+
+
+_MIXERS = re.compile("Attention|Mixer|DeltaNet|ShortConv|mLSTM|sLSTM|Recurrent.*Block")
 
 
 def device_of(model: nn.Module, module: str) -> torch.device:
     """Where a tracked map lies; a model's layers may be spread over several devices."""
-    return model.get_submodule(module.replace("/", ".")).weight.device
+    found = model
+    for part in module.split("/"):
+        found = getattr(found, part)
+        if isinstance(found, nn.Parameter):
+            return found.device
+    return found.weight.device
 
 
-def _transformer_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    depth = model.config.num_hidden_layers
+def _transformer_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Path → the lists with one module for each layer; several where a layer's parts lie in lists of their own."""
+    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    return _layer_lists(model, _path_of(model, model.get_decoder()) if hasattr(model, "get_decoder") else "", depth)
+
+
+def _layer_lists(model: nn.Module, decoder: str, depth: int | None) -> dict[str, nn.ModuleList]:
+    """The outermost lists inside the decoder that have `depth` modules with maps, else the largest list."""
+    outermost: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return name, module
+        inside = not decoder or name.startswith(f"{decoder}.")
+        nested = any(name.startswith(f"{other}.") for other in outermost)
+        if isinstance(module, nn.ModuleList) and inside and not nested and _has_maps(module):
+            outermost[name] = module
+    if found := {name: module for name, module in outermost.items() if len(module) == depth}:
+        return found
+    if not outermost and decoder:  # what it calls its decoder is something else
+        return _layer_lists(model, "", depth)
+    if outermost:
+        name = max(outermost, key=lambda name: sum(p.numel() for p in outermost[name].parameters()))
+        return {name: outermost[name]}
     raise ForebearError(
         f"{type(model).__name__}: found no list of its {depth} transformer layers; only decoder-only models are tracked."
     )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module multiplies with its weight, adds its bias, and does nothing else."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    outputs, inputs = _shape(module)
+    vectors = torch.linspace(-1, 1, inputs).to(module.weight)
+    try:
+        with torch.no_grad():
+            found = module(vectors[None, None])
+    except (RuntimeError, ValueError, TypeError, IndexError):  # it wants something else than vectors
+        return False
+    if not isinstance(found, torch.Tensor) or found.shape != (1, 1, outputs):
+        return False
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+    expected = nn.functional.linear(vectors, weight, module.bias)
+    return found.is_meta or torch.allclose(found[0, 0], expected, rtol=1e-2, atol=1e-3)
+
+
+def _is_never_called(path: str, ancestors: Mapping[str, nn.Module]) -> bool:
+    """Whether a map's parent reads its weight, and never runs it as a module."""
+    parent, _, name = path.rpartition(".")
+    reader = type(ancestors.get(parent)).__name__
+    return any(name == of and re.search(pattern, reader) for pattern, of in _READERS)
+
+
+_READERS = (("Mamba.*Mixer", "dt_proj"), ("LongcatFlash.*Router", "classifier"))  # classes of parents, and the map
+
+
+def _has_maps(modules: nn.ModuleList) -> bool:
+    return any(isinstance(module, nn.Linear | Conv1D) or is_fused(module) for module in modules.modules())
+
+
+def _path_of(model: nn.Module, part: nn.Module | None) -> str:
+    """Where a module is inside a model; empty for the model itself, or what is not inside."""
+    return next((name for name, module in model.named_modules() if module is part), "")
 
 
 def _shape(linear: nn.Linear | Conv1D) -> tuple[int, int]:
@@ -136,12 +266,25 @@ def _head_layout(config: PreTrainedConfig) -> Callable[[str, PreTrainedConfig], 
     return _HEAD_LAYOUTS[config.model_type]
 
 
+def tracked_share(model: nn.Module, blocks: Sequence[Block]) -> float:
+    """The part of the parameters in a model's layers that is tracked, between 0 and 1."""
+    tracked, total = _counted_parameters(model, blocks)
+    return tracked / total
+
+
+def _counted_parameters(model: nn.Module, blocks: Sequence[Block]) -> tuple[int, int]:
+    """Tracked ones, and all in the layers."""
+    lists = _transformer_layers(model).values()
+    tracked = sum(block.shape[0] * block.shape[1] for block in blocks)
+    sizes = {id(parameter): parameter.numel() for layers in lists for parameter in layers.parameters()}
+    return tracked, sum(sizes.values())
+
+
 def summary(model: nn.Module, blocks: Sequence[Block]) -> str:
     """One sentence for logs: how much of a model's layers is tracked."""
-    _, layers = _transformer_layers(model)
+    layers = max(_transformer_layers(model).values(), key=len)
     maps = {block.module for block in blocks}
-    tracked = sum(block.shape[0] * block.shape[1] for block in blocks)
-    total = sum(parameter.numel() for parameter in layers.parameters())
+    tracked, total = _counted_parameters(model, blocks)
     return (
         f"{type(model).__name__}: {len(blocks)} blocks of {len(maps)} linear maps are tracked, {tracked:,} of the "
         f"{total:,} parameters ({tracked / total:.1%}) in its {len(layers)} layers."

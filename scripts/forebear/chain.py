@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forebear.blocks import Block
+from forebear.errors import shortened
 from forebear.kronecker import Damping, Eigenbasis, damped_inverse, precondition, remaining, unrolled_inverse
 from forebear.outer import Matrices, formed
 
@@ -32,13 +33,35 @@ class Curvature:
     pull: float = 0.0
 
 
+def is_empty(curvature: Curvature, eigenvalues: Tensor) -> bool:
+    """Whether a block has neither eigenvalues nor anything that is added to them.
+
+    Where all its gradients are zero (a map that is not used, an expert that no document reached, the
+    layers before an output layer of zeros) so is Λ, and with it a relative λ.
+    """
+    return curvature.pull + curvature.damping.of(eigenvalues) == 0 and not eigenvalues.any()
+
+
 def inverse_functions(curvature: Curvature, blocks: Sequence[Block], scale: float = 1.0) -> dict[str, Tensor]:
-    """block → scale / (Λ + α + λ), [O, I], of those blocks that have eigenvalues."""
+    """block → scale / (Λ + α + λ), [O, I], of those blocks that have eigenvalues.
 
-    def function(eigenvalues: Tensor) -> Tensor:
-        return scale * damped_inverse(eigenvalues, curvature.pull + curvature.damping.of(eigenvalues))
-
-    return {b.name: function(curvature.eigenvalues[b.name]) for b in blocks if b.name in curvature.eigenvalues}
+    It is 0 where there is nothing to invert, as the pseudo-inverse is: no document has a gradient
+    there that it could meet. The names of such blocks are printed.
+    """
+    functions, empty = {}, []
+    for block in blocks:
+        if block.name not in curvature.eigenvalues:
+            continue
+        eigenvalues = curvature.eigenvalues[block.name]
+        if is_empty(curvature, eigenvalues):
+            empty.append(block.name)
+            functions[block.name] = torch.zeros_like(eigenvalues)
+        else:
+            added = curvature.pull + curvature.damping.of(eigenvalues)
+            functions[block.name] = scale * damped_inverse(eigenvalues, added)
+    if empty:
+        print(f"no curvature, so no part in the scores: {len(empty)} of {len(functions)} blocks: {shortened(empty)}")
+    return functions
 
 
 def precondition_chain(

@@ -4,7 +4,8 @@ Each is one pass of the model over the sequences, with labels drawn from the mod
 mathematics is in `kronecker`; here are the loops.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,19 +40,28 @@ def fit_covariances(
     """
     activation: dict[str, Tensor] = {}
     gradient: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()  # module → positions that its means are over
+    apart: set[str] = set()  # modules that do not see each position once
     wanted = batch_indices(examples, batch_tokens, documents)
     for sample in range(label_samples):
         labels = sampled_labels(examples, (seed, _COVARIANCE_STREAM, sample))
         for _, captured in captured_batches(model, blocks, examples, wanted, "covariances", labels):
-            counted = captured.positions.flatten().nonzero().squeeze(1)
+            everywhere = captured.positions.flatten().nonzero().squeeze(1)
+            own = {m: seen.flatten().nonzero().squeeze(1) for m, seen in captured.own_positions.items()}
+            apart |= own.keys()
             for module, a in captured.activations.items():
                 if sample == 0:  # activations do not depend on the labels
+                    counted = own.get(module, everywhere)
+                    counts[module] += len(counted)
                     _accumulate(activation, module, _second_moment(a, counted))
             for block in blocks:
+                counted = own.get(block.module, everywhere)
                 _accumulate(gradient, block.name, _second_moment(captured.block(block)[1], counted))
     positions = number_of_positions(examples, documents)
     dtype = working_dtype(model) if documents is None else torch.float64
-    return Covariances(_means(activation, positions, dtype), _means(gradient, positions * label_samples, dtype))
+    seen = {block.name: counts[block.module] * label_samples for block in blocks}
+    shares = {module: torch.tensor([counts[module] / positions], dtype=torch.float64) for module in sorted(apart)}
+    return Covariances(_means(activation, counts, dtype), _means(gradient, seen, dtype), shares)
 
 
 def fit_eigenvalues(
@@ -83,7 +93,7 @@ def fit_eigenvalues(
                     _accumulate(eigenvalues, block.name, summed_squares(g, a))
     sequences = len(examples) if documents is None else len(documents)
     dtype = working_dtype(model) if documents is None else torch.float64
-    return _means(eigenvalues, sequences * label_samples, dtype)
+    return _means(eigenvalues, dict.fromkeys(eigenvalues, sequences * label_samples), dtype)
 
 
 def beside_the_model(
@@ -147,6 +157,6 @@ def _accumulate(totals: dict[str, Tensor], name: str, term: Tensor) -> None:
         totals[name] = term.double() if term.device.type == "cpu" else term
 
 
-def _means(totals: dict[str, Tensor], number: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Empties `totals` one by one, so that both are never in memory as a whole."""
-    return {name: (totals.pop(name) / number).to("cpu", dtype) for name in list(totals)}
+def _means(totals: dict[str, Tensor], numbers: Mapping[str, int], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Empties `totals` one by one, so that both are never in memory as a whole. A mean over nothing is 0."""
+    return {name: (totals.pop(name) / max(1, numbers[name])).to("cpu", dtype) for name in list(totals)}

@@ -38,15 +38,23 @@ def gather_factor(path: str | Path, kind: str, shards: Sequence[str | Path], exp
         counts = [int(file.attrs[COUNTED[kind]]) for file in files]
         filled = [(file, count) for file, count in zip(files, counts, strict=True) if count]
         for name in _common_datasets([file for file, _ in filled]):
-            mean = weighted_mean((file[name][()] for file, _ in filled), [count for _, count in filled])
             block, _, dataset = name.rpartition("/")
-            write_tensors(target, {block: torch.from_numpy(mean.astype(np.float32))}, dataset)
+            counts = [count * _share(file, block, dataset) for file, count in filled]
+            mean = weighted_mean((file[name][()] for file, _ in filled), counts)
+            mean = mean if dataset == "shares" else mean.astype(np.float32)
+            write_tensors(target, {block: torch.from_numpy(mean)}, dataset)
 
 
-def weighted_mean(means: Iterator[np.ndarray], counts: Sequence[int]) -> np.ndarray:
-    """Σ_k n_k mean_k / Σ_k n_k in float64, in the order given."""
+def _share(file: h5py.File, block: str, dataset: str) -> float:
+    """Of a shard's positions, the part that the means of a block, or of the map that it is of, are over."""
+    module = next((part for part in (block, block.rpartition("/")[0]) if f"{part}/shares" in file), None)
+    return 1.0 if module is None or dataset in ("shares", "eigenvalues") else float(file[f"{module}/shares"][0])
+
+
+def weighted_mean(means: Iterator[np.ndarray], counts: Sequence[float]) -> np.ndarray:
+    """Σ_k n_k mean_k / Σ_k n_k in float64, in the order given; 0 where there is nothing to take a mean of."""
     total = sum(count * mean.astype(np.float64) for mean, count in zip(means, counts, strict=True))
-    return total / sum(counts)
+    return total / (sum(counts) or 1)
 
 
 def gather_rows(

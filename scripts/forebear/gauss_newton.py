@@ -83,21 +83,27 @@ def _add_products(
     """
     batch = batch.to(model.device)
     bias = {block.module: block.bias for block in blocks}
+    blocks_of = {module: [block for block in blocks if block.module == module] for module in bias}
     # Fused attention kernels cannot be differentiated twice.
-    with recorded(model, list(bias)) as (inputs, outputs), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with recorded(model, list(bias)) as uses, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         logits = position_logits(model, batch.ids)[batch.labels != IGNORED]
-        maps = [outputs[module] for module in bias]
+        used = [(module, use) for module in bias for use in uses[module]]
+        maps = [use.output for _, use in used]
         cotangent = torch.zeros_like(logits, requires_grad=True)
-        pulled_back = torch.autograd.grad(logits, maps, cotangent, create_graph=True)
-    activations = {module: with_one(a) if bias[module] else a for module, a in inputs.items()}
+        pulled_back = torch.autograd.grad(logits, maps, cotangent, create_graph=True, allow_unused=True)
+    reached = [k for k, gradient in enumerate(pulled_back) if gradient is not None and gradient.requires_grad]
+    pulled_back, maps, used = ([part[k] for k in reached] for part in (pulled_back, maps, used))
+    activations = [with_one(use.inputs) if bias[module] else use.inputs for module, use in used]
     probabilities = logits.detach().softmax(-1)
     for k in range(len(next(iter(directions.values())))):
-        tangents = {module: torch.zeros_like(output) for module, output in zip(bias, maps, strict=True)}
-        for block in blocks:
-            tangents[block.module][..., block.rows] = activations[block.module] @ directions[block.name][k].T
-        (moved,) = torch.autograd.grad(pulled_back, cotangent, list(tangents.values()), retain_graph=True)
+        tangents = [torch.zeros_like(gradient) for gradient in pulled_back]
+        for tangent, a, (module, _) in zip(tangents, activations, used, strict=True):
+            for block in blocks_of[module]:
+                tangent[..., block.rows] = a @ directions[block.name][k].T
+        (moved,) = torch.autograd.grad(pulled_back, cotangent, tangents, retain_graph=True)
         moved = probabilities * (moved - (probabilities * moved).sum(-1, keepdim=True))
-        gradients = dict(zip(bias, torch.autograd.grad(logits, maps, moved, retain_graph=True), strict=True))
-        for block in blocks:
-            g = gradients[block.module][..., block.rows]
-            products[block.name][k].addmm_(g.flatten(0, -2).T, activations[block.module].flatten(0, -2))
+        gradients = torch.autograd.grad(logits, maps, moved, retain_graph=True)
+        for gradient, a, (module, _) in zip(gradients, activations, used, strict=True):
+            for block in blocks_of[module]:
+                g = gradient[..., block.rows].flatten(0, -2)
+                products[block.name][k].addmm_(g.T, a.flatten(0, -2))

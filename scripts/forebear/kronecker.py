@@ -6,11 +6,13 @@ from the model (George et al. 2018; Grosse et al. 2023, arXiv 2308.03296, sectio
     A = E_t[a aᵀ]    S = E_t[g gᵀ]    Λ = E_z[(Q_Sᵀ G_z Q_A)²]    H ≈ (Q_S ⊗ Q_A) diag(Λ) (Q_S ⊗ Q_A)ᵀ
 
 E_t is the mean over positions (real ones, except the last of each sequence), E_z the mean
-over sequences, so Λ is in the units of the mean loss's Gauss-Newton matrix.
+over sequences, so Λ is in the units of the mean loss's Gauss-Newton matrix. Of an expert E_t is
+the mean over the positions that were routed to it, and E_z over all sequences, for its gradient is
+zero in those that send it nothing; a map that is used twice has each position twice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +35,8 @@ class Covariances:
 
     activation: Mapping[str, Tensor]  # module → A [I, I]
     gradient: Mapping[str, Tensor]  # block → S [O, O]
+    # module → what part of the positions its means are over [1], where it does not see each once
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Eigenbasis:
     gradient: Mapping[str, Tensor]  # block → Q_S [O, O]
     activation_values: Mapping[str, Tensor]  # module → [I], ascending
     gradient_values: Mapping[str, Tensor]  # block → [O], ascending
+    shares: Mapping[str, Tensor] = field(default_factory=dict)  # as of the covariances
 
 
 def eigenbasis_parts(covariances: Covariances, device: torch.device | str = "cpu") -> Iterator[Eigenbasis]:
@@ -50,29 +55,38 @@ def eigenbasis_parts(covariances: Covariances, device: torch.device | str = "cpu
 
     One matrix after the other, so that memory has to hold one.
     """
-    names = [(field, name) for field, matrices in vars(covariances).items() for name in matrices]
-    for field, name in progress(names, "eigenbasis", "matrix"):
-        matrix = getattr(covariances, field)[name]
+    yield Eigenbasis({}, {}, {}, {}, covariances.shares)
+    names = [(kind, name) for kind in ("activation", "gradient") for name in getattr(covariances, kind)]
+    for kind, name in progress(names, "eigenbasis", "matrix"):
+        matrix = getattr(covariances, kind)[name]
         if not torch.isfinite(matrix).all():
             raise ForebearError(f"{name}: the covariance has values that are not finite; look for NaN in the model.")
         w, v = torch.linalg.eigh(((matrix + matrix.T) / 2).to(device, torch.float64))
         vectors, values = {name: v.to(matrix)}, {name: w.clamp_min(0).to(matrix)}
-        yield Eigenbasis(vectors, {}, values, {}) if field == "activation" else Eigenbasis({}, vectors, {}, values)
+        yield Eigenbasis(vectors, {}, values, {}) if kind == "activation" else Eigenbasis({}, vectors, {}, values)
 
 
 def compute_eigenbasis(covariances: Covariances, device: torch.device | str = "cpu") -> Eigenbasis:
     """The same, all in memory."""
     basis = Eigenbasis({}, {}, {}, {})
     for part in eigenbasis_parts(covariances, device):
-        for field, tensors in vars(part).items():
-            getattr(basis, field).update(tensors)
+        for kind, tensors in vars(part).items():
+            getattr(basis, kind).update(tensors)
     return basis
 
 
 def kfac_eigenvalues(basis: Eigenbasis, blocks: Sequence[Block], positions_per_sequence: float) -> dict[str, Tensor]:
-    """K-FAC's Λ in the same units: positions per sequence times the product of both eigenvalues, [O, I]."""
+    """K-FAC's Λ in the same units: positions per sequence times the product of both eigenvalues, [O, I].
+
+    A map that does not see each position once has its own positions per sequence.
+    """
+
+    def positions(block: Block) -> float:
+        share = basis.shares.get(block.module)
+        return positions_per_sequence if share is None else positions_per_sequence * share.item()
+
     return {
-        block.name: positions_per_sequence
+        block.name: positions(block)
         * torch.outer(basis.gradient_values[block.name], basis.activation_values[block.module])
         for block in blocks
     }

@@ -73,7 +73,7 @@ class OuterProducts:
         terms, rank = self.left.shape[:2], others.left.shape[1]
         left, right = self.left.flatten(0, 1), self.right.flatten(0, 1)
         result = self.left.new_empty(len(self), len(others))
-        chunk = max(1, PAIRS // (len(left) * rank))
+        chunk = max(1, PAIRS // max(1, len(left) * rank))
         for first in range(0, len(others), chunk):
             part = others[first : first + chunk]
             pairs = (left @ part.left.flatten(0, 1).T).mul_(right @ part.right.flatten(0, 1).T)

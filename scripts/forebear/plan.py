@@ -29,7 +29,7 @@ class Shape:
     """Of a model and of what is run through it."""
 
     blocks: tuple[Block, ...]  # all that are tracked
-    parameters: int  # that every token is multiplied with
+    parameters: int  # that a token is multiplied with: of experts, those that it is expected to be routed to
     model_bytes: int
     width: int  # of the logits
     tokens: float  # of a document, on average
@@ -100,11 +100,11 @@ def shape_of(model: PreTrainedModel, blocks: Sequence[Block], lengths: Sequence[
     sizes = {id(p): p.numel() for p in model.parameters()}
     head = model.get_output_embeddings() or getattr(model, "score", None)
     looked_up = model.get_input_embeddings().weight
-    multiplied = sum(sizes.values()) - (0 if head.weight is looked_up else looked_up.numel())
+    multiplied = sum(sizes.values()) - (0 if head is None or head.weight is looked_up else looked_up.numel())
+    multiplied -= sum((1 - block.seen) * block.shape[0] * block.shape[1] for block in blocks)
     bytes_of_model = sum(sizes.values()) * model.dtype.itemsize
-    return Shape(
-        tuple(blocks), multiplied, bytes_of_model, head.weight.shape[0], sum(lengths) / len(lengths), max(lengths)
-    )
+    width = looked_up.shape[0] if head is None else head.weight.shape[0]
+    return Shape(tuple(blocks), int(multiplied), bytes_of_model, width, sum(lengths) / len(lengths), max(lengths))
 
 
 def budget_of(model_bytes: int, memory_mb: float, gpus: int) -> Budget:
@@ -134,7 +134,7 @@ def plan_covariances(shape: Shape, budget: Budget, batch_tokens: int, samples: i
         "covariances",
         shape.blocks,
         lambda part: (2 if double else 1) * elements(part),
-        lambda part: 2 * shape.tokens * elements(part),
+        lambda part: 2 * shape.tokens * elements(part) * _seen(part),
         runs=samples,
     )
     return _plan(job, shape, budget, batch_tokens)
@@ -154,7 +154,7 @@ def plan_eigenvalues(shape: Shape, budget: Budget, batch_tokens: int, samples: i
         "eigenvalues",
         shape.blocks,
         lambda part: elements(part) + (_parameters(part.blocks) if double else 0),
-        lambda part: 2 * shape.tokens * elements(part),  # both rotations, and the gradient's formation
+        lambda part: 2 * shape.tokens * elements(part) * _seen(part),  # both rotations, and the gradient's formation
         runs=samples,
     )
     return _plan(job, shape, budget, batch_tokens)
@@ -194,9 +194,10 @@ def plan_scores(
         """(set of columns, numbers and flops of each query) of all that read a block, and flops before any query."""
         (rows, width), sets = block.shape, [name for name, chosen in read.items() if block.name in chosen]
         sizes = {name: ranks[name] * (rows + width) if factored and name in ranks else rows * width for name in sets}
-        works = {name: 2 * size * (shape.tokens if factored and name in ranks else 1) for name, size in sizes.items()}
+        tokens = shape.tokens * block.seen
+        works = {name: 2 * size * (tokens if factored and name in ranks else 1) for name, size in sizes.items()}
         forms = not factored or any(name not in ranks for name in sets)
-        return [(name, sizes[name], works[name]) for name in sets], forms * 2 * shape.tokens * rows * width
+        return [(name, sizes[name], works[name]) for name in sets], forms * 2 * tokens * rows * width
 
     contractions = {(b.name, factored): contraction(b, factored) for b in blocks for factored in (False, True)}
 
@@ -259,7 +260,7 @@ def _plan(job: _Job, shape: Shape, budget: Budget, batch_tokens: int) -> Plan:
     """The fewest partitions; among those, the largest batch."""
     best = None
     for tokens in _batch_sizes(batch_tokens):
-        maps = {b.module: b.shape[1] + b.shape[0] for b in shape.blocks}
+        maps = {b.module: (b.shape[1] + b.shape[0]) * b.seen for b in shape.blocks}
         for_each = LOGITS_COPIES * shape.width + MAPS_COPIES * sum(maps.values())
         batch = FLOAT * max(tokens, shape.longest) * for_each
         partitions = _partitions(job.blocks, job.elements, job.queries, budget.room - batch)
@@ -331,6 +332,12 @@ def _run_flops(shape: Shape, partition: Partition) -> float:
     """Of a forward pass, and a backward pass for activations down to the partition's first block."""
     above = 1 - shape.blocks.index(partition.blocks[0]) / len(shape.blocks)
     return (2 + 2 * above) * shape.parameters * shape.tokens
+
+
+def _seen(partition: Partition) -> float:
+    """The part of the tokens that a partition's blocks see on average, by their parameters."""
+    parameters = _parameters(partition.blocks)
+    return sum(b.seen * b.shape[0] * b.shape[1] for b in partition.blocks) / parameters if parameters else 1.0
 
 
 def _parameters(blocks: Sequence[Block]) -> int:

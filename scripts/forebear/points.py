@@ -10,6 +10,7 @@ from forebear.batches import number_of_positions
 from forebear.blocks import Block, summary, tracked_blocks
 from forebear.chat import Chat
 from forebear.checkpoints import check_context, load_model, load_tokenizer
+from forebear.gate import check_model
 from forebear.heads import classes_by_label
 from forebear.manifests import point_digests
 from forebear.plan import Shape, shape_of
@@ -64,4 +65,5 @@ def open_point(
     examples = open_sequences(records, tokenizer, max_length, end, classes, Chat(**chat or {}))
     blocks = tracked_blocks(model, split_heads)
     print(summary(model, blocks))
+    check_model(model, blocks, max_length)
     return Point(model, blocks, examples, digests)

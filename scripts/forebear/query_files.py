@@ -3,8 +3,9 @@
 Preconditioned ones are `/{block}/columns` [Q, O, I]; compressed ones `/{block}/left` [Q, r, O] and
 `/{block}/right` [Q, r, I], with `/{block}/residuals` [Q], what is lost of the block. Those of a
 solver have `/{point}/iterations` and `/{point}/residuals` [Q] of every inverse. Raw ones are not
-formed: they are `/{block}/gradients` [Q, T, O] and `/{linear map}/activations` [Q, T, I]. They may
-be larger than memory, so they are written and read in parts.
+formed: they are `/{block}/gradients` [Q, T, O] and `/{linear map}/activations` [Q, T, I], where T of
+an expert's map is the most tokens that a query sends there. They may be larger than memory, so they
+are written and read in parts.
 
 A file also says what its columns depend on beside the query, as its `origin`, and which queries
 they are of, as `keys`. It is kept under a second name; when it is written again with other queries, the
@@ -21,7 +22,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forebear.blocks import Block
 from forebear.errors import ForebearError
@@ -42,6 +43,7 @@ from forebear.store import (
 from forebear.writing import keep, kept_path
 
 KIND = "query columns"
+_OVER_TOKENS = ("gradients", "activations")  # datasets [Q, T, ...]
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,9 @@ def kept_columns(path: str | Path, origin: str, keys: Sequence[str]) -> Kept:
 class QueryColumnsWriter:
     """Takes columns as they are computed, beside those that are kept, and at last what it took."""
 
-    def __init__(self, file: h5py.File, queries: int, kept: Kept | None):
+    def __init__(self, file: h5py.File, queries: int, kept: Kept | None, blocks: Sequence[Block]):
         self._file, self._queries, self._kept = file, queries, kept
+        self._experts = {name for block in blocks if block.share is not None for name in (block.name, block.module)}
 
     def write(self, block: str, rows: slice | np.ndarray | Tensor, columns: Tensor) -> None:
         """Columns [q, O, I] of the queries of a slice, or at increasing rows [q]."""
@@ -140,9 +143,24 @@ class QueryColumnsWriter:
 
     def write_part(self, kind: str, name: str, rows: slice | np.ndarray | Tensor, vectors: Tensor) -> None:
         """What raw gradients are made of, as `scoring.stream_query_gradients` hands it on."""
+        if kind in _OVER_TOKENS and name in self._experts:
+            vectors = self._fitted(f"{name}/{kind}", vectors)
         self._keep(f"{name}/{kind}", tuple(vectors.shape[1:]))
         rows = rows if isinstance(rows, slice) else as_slice(np.asarray(rows))
         write_tensor(self._file, vectors, name, kind, rows, self._queries)
+
+    def _fitted(self, name: str, vectors: Tensor) -> Tensor:
+        """Vectors [q, T, D] with the T of a dataset that is begun, or grows, for as many tokens as there are now."""
+        tokens, width = vectors.shape[1:]
+        if name not in self._file:
+            kept = self._kept.file[name].shape[1] if self._kept and self._kept.rows else 0
+            shape, dtype = (self._queries, max(tokens, kept), width), vectors.cpu().numpy().dtype
+            growing = {"maxshape": (self._queries, None, width), "chunks": (1, max(1, shape[1]), width)}
+            self._fill(self._file.create_dataset(name, shape, dtype, **growing))
+        dataset = self._file[name]
+        if dataset.shape[1] < tokens:
+            dataset.resize(tokens, axis=1)
+        return nn.functional.pad(vectors, (0, 0, 0, dataset.shape[1] - tokens))
 
     def note(self, cost: Attributes) -> None:
         """`seconds` and `peak_bytes`, to which those of the kept columns are added, and what else there is to say."""
@@ -162,9 +180,13 @@ class QueryColumnsWriter:
         """Begin a dataset with the kept rows, which among other queries may have more or less padding after their tokens."""
         if name in self._file or not (self._kept and self._kept.rows):
             return
-        source = self._kept.file[name]
-        target = self._file.create_dataset(name, (self._queries, *shape), source.dtype)
-        for row, old in self._kept.rows.items():
+        self._fill(self._file.create_dataset(name, (self._queries, *shape), self._kept.file[name].dtype))
+
+    def _fill(self, target: h5py.Dataset) -> None:
+        """Write the kept rows, if there are any."""
+        shape = target.shape[1:]
+        for row, old in self._kept.rows.items() if self._kept else ():
+            source = self._kept.file[target.name]
             values = source[old]
             both = tuple(map(slice, map(min, shape, values.shape)))
             fitted = np.zeros(shape, source.dtype)
@@ -193,7 +215,7 @@ def create_query_columns(
     """
     described = json.dumps([{**asdict(block), "rows": [block.rows.start, block.rows.stop]} for block in blocks])
     with create(path, KIND, {**attributes, **SCORE_UNITS, "blocks": described}) as file:
-        writer = QueryColumnsWriter(file, len(losses), kept)
+        writer = QueryColumnsWriter(file, len(losses), kept, blocks)
         yield writer
         writer.keep_rest()
         file["losses"] = losses.numpy()

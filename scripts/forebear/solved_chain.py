@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forebear.blocks import Block
-from forebear.chain import Curvature, inverse_functions
+from forebear.chain import Curvature, inverse_functions, is_empty
 from forebear.errors import ForebearError
 from forebear.estimators import Solver
 from forebear.gauss_newton import GaussNewton, pack, unpack
@@ -89,17 +89,31 @@ def solve_chain(
     """
     vectors, solutions = pack(gradients, blocks).to(links[0].gauss_newton.model.device), []
     for link in links:
+        empty = _empty(link.curvature, blocks, vectors)
+        vectors = torch.where(empty, 0, vectors)
         solution = SOLVERS[solver](link, vectors, options, torch.Generator().manual_seed(seed))
-        vectors = link.scale * solution.x
+        vectors = link.scale * torch.where(empty, 0, solution.x)  # Arnoldi's basis is random there
         solutions.append(solution)
     return unpack(vectors.cpu(), blocks), solutions
 
 
 def dampings(curvature: Curvature, blocks: Sequence[Block], like: Tensor) -> Tensor:
-    """α + λ of every parameter, [P]."""
-    values = [curvature.pull + curvature.damping.of(curvature.eigenvalues[block.name]) for block in blocks]
+    """α + λ of every parameter, [P]; 1 in blocks without curvature, where every vector that is solved for is zero."""
+    found = _by_parameter(
+        [curvature.pull + curvature.damping.of(curvature.eigenvalues[b.name]) for b in blocks], blocks
+    )
+    return torch.where(_empty(curvature, blocks, like), 1, found.to(like))
+
+
+def _empty(curvature: Curvature, blocks: Sequence[Block], like: Tensor) -> Tensor:
+    """[P] bool: which parameters are of blocks that have nothing to invert."""
+    return _by_parameter([is_empty(curvature, curvature.eigenvalues[b.name]) for b in blocks], blocks).to(like.device)
+
+
+def _by_parameter(values: Sequence[float], blocks: Sequence[Block]) -> Tensor:
+    """Values of blocks as [P]."""
     sizes = [block.shape[0] * block.shape[1] for block in blocks]
-    return torch.tensor(values).repeat_interleave(torch.tensor(sizes)).to(like)
+    return torch.tensor(values).repeat_interleave(torch.tensor(sizes))
 
 
 def damped(operator: Operator, damping: Tensor) -> Operator:
