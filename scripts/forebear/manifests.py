@@ -14,7 +14,8 @@ NAME = "manifest.json"
 # What a checkpoint's files are called.
 SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
-OTHERS = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, index of the shards
+# Config, tokenizer, index of the shards.
+OTHERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "*.codes")
 CODE = ("*.py",)  # a model's own, there only where the study's `trust_remote_code` is on
 
 
@@ -23,16 +24,24 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
 
 
-def find_weights(directory: Path) -> list[Path]:
+def find_weights(directory: Path, stem: str = "model", suffix: str = "safetensors") -> list[Path]:
     """The files of a checkpoint's weights: one, or the shards that its index names.
 
+    Where both are there, the one file counts, as for transformers.
+
+    Args:
+        stem: "model" or "pytorch_model", whose suffix is "bin".
+
     Raises:
-        ForebearError: a file is missing.
+        ForebearError: a file is missing, or the index is damaged.
     """
-    index = directory / "model.safetensors.index.json"
-    names = ["model.safetensors"]
+    index = directory / f"{stem}.{suffix}.index.json"
+    names = [f"{stem}.{suffix}"]
     if index.is_file() and not (directory / names[0]).is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ForebearError(f"{index}: cannot be read as an index of weights ({error}); fetch it again.") from error
     for name in names:
         if not (directory / name).is_file():
             raise ForebearError(f"{directory / name}: a file of the weights is missing; complete the checkpoint.")
