@@ -136,12 +136,24 @@ def _head_layout(config: PreTrainedConfig) -> Callable[[str, PreTrainedConfig], 
     return _HEAD_LAYOUTS[config.model_type]
 
 
+def tracked_share(model: nn.Module, blocks: Sequence[Block]) -> float:
+    """The part of the parameters in a model's layers that is tracked, between 0 and 1."""
+    tracked, total = _counted_parameters(model, blocks)
+    return tracked / total
+
+
+def _counted_parameters(model: nn.Module, blocks: Sequence[Block]) -> tuple[int, int]:
+    """Tracked ones, and all in the layers."""
+    _, layers = _transformer_layers(model)
+    tracked = sum(block.shape[0] * block.shape[1] for block in blocks)
+    return tracked, sum(parameter.numel() for parameter in layers.parameters())
+
+
 def summary(model: nn.Module, blocks: Sequence[Block]) -> str:
     """One sentence for logs: how much of a model's layers is tracked."""
     _, layers = _transformer_layers(model)
     maps = {block.module for block in blocks}
-    tracked = sum(block.shape[0] * block.shape[1] for block in blocks)
-    total = sum(parameter.numel() for parameter in layers.parameters())
+    tracked, total = _counted_parameters(model, blocks)
     return (
         f"{type(model).__name__}: {len(blocks)} blocks of {len(maps)} linear maps are tracked, {tracked:,} of the "
         f"{total:,} parameters ({tracked / total:.1%}) in its {len(layers)} layers."
