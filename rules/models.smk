@@ -4,6 +4,7 @@
 rule download_model:
     input:
         files=checkpoint_files,
+        previous=checkpoint_before,
     output:
         manifest="results/{study}/checkpoints/{name}/manifest.json",
     log:
@@ -20,6 +21,7 @@ rule download_model:
     params:
         name="{name}",
         checkpoint=lambda w: published(w).model_dump(mode="json"),
+        encoder=lambda w: w.name == "encoder",
         trust_remote_code=from_study("trust_remote_code"),
         engine=engine("download_model"),
     message:

@@ -69,10 +69,17 @@ def save_files(directory: str | Path, model: PreTrainedModel, tokenizer) -> None
     with atomic_files(directory) as folder:
         model.save_pretrained(folder, max_shard_size=sys.maxsize)
         _refer_to_code(model, folder / "config.json")
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder, save_jinja_files=False)  # a chat template is then in tokenizer_config.json
         for file in folder.iterdir():
             if file.name not in FILES:  # others only repeat what these say
                 file.unlink()
+
+
+def save_model(directory: str | Path, model: PreTrainedModel) -> None:
+    """Save a model alone, in one file."""
+    with atomic_files(directory) as folder:
+        model.save_pretrained(folder, max_shard_size=sys.maxsize)
+        _refer_to_code(model, folder / "config.json")
 
 
 def _refer_to_code(model: PreTrainedModel, config: Path) -> None:
@@ -331,8 +338,15 @@ def load_model(
         options["device_map"] = "balanced"
     model = _from_weights(directory, config, **options)
     if is_classifier(model):
-        check_classes(directory, model.config)
+        check_classes(directory, model)
     return (model if gpus > 1 else model.to(device)).eval().requires_grad_(False)
+
+
+def model_without_weights(directory: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a checkpoint on the meta device, for its shapes; a classifier without `architectures` as a language model."""
+    with explained_load(directory, trust_remote_code), torch.device("meta"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+        return model_classes(config)[0].from_config(config, trust_remote_code=trust_remote_code)
 
 
 def load_encoder(directory: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:

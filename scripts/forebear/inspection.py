@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from forebear.errors import ForebearError, shortened
 
@@ -163,12 +163,18 @@ def check_task(directory: str | Path, config: PreTrainedConfig) -> None:
                 )
 
 
-def check_classes(directory: str | Path, config: PreTrainedConfig) -> None:
-    """Refuse a classifier whose loss is not a cross-entropy over classes.
+def check_classes(directory: str | Path, model: PreTrainedModel) -> None:
+    """Refuse a classifier whose loss is not a cross-entropy over classes, from the last token's state.
 
     Raises:
-        ForebearError: it has one output, as a reward model has, or several labels at once.
+        ForebearError: it has one output, as a reward model has, several labels at once, or another kind of head.
     """
+    config = model.config
+    if not hasattr(model, "score"):
+        raise ForebearError(
+            f"{directory}: {type(model).__name__} has no linear head over the last token's state, as decoder-only "
+            "classifiers have; take one of these."
+        )
     if len(config.id2label) < 2 or config.problem_type in ("regression", "multi_label_classification"):
         raise ForebearError(
             f"{directory}: its head has {len(config.id2label)} outputs for {config.problem_type or 'regression'} (a "

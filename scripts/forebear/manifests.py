@@ -16,6 +16,8 @@ SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
 # Config, tokenizer, index of the shards.
 OTHERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "*.codes")
+ADAPTER_SAFETENSORS = ("adapter_model.safetensors",)
+ADAPTER_PICKLES = ("adapter_model.bin",)
 CODE = ("*.py",)  # a model's own, there only where the study's `trust_remote_code` is on
 
 
@@ -55,7 +57,7 @@ def write_manifest(directory: Path, facts: dict) -> None:
         for file in matching(directory, (*SAFETENSORS, *OTHERS, *CODE))
         if file.name != NAME
     }
-    content = {"model_digest": _combined([files[file.name] for file in find_weights(directory)]), **facts}
+    content = {"model_digest": weights_digest([files[file.name] for file in find_weights(directory)]), **facts}
     with atomic_path(directory / NAME) as path:
         path.write_text(json.dumps({**content, "files": files}, indent=2) + "\n", encoding="utf-8")
 
@@ -70,7 +72,7 @@ def read_manifest(path: str | Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name, digest in content["files"].items() if file_digest(path.parent / name) != digest]
-        weights = _combined([content["files"][file.name] for file in find_weights(path.parent)])
+        weights = weights_digest([content["files"][file.name] for file in find_weights(path.parent)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ForebearError(f"{path}: the model there is damaged ({error}); {remedy}") from error
     if weights != content["model_digest"]:
@@ -80,7 +82,7 @@ def read_manifest(path: str | Path) -> dict:
     return content
 
 
-def _combined(digests: Sequence[str]) -> str:
+def weights_digest(digests: Sequence[str]) -> str:
     """The digest of weights: that of their file, or the SHA-256 of their shards' digests in their order."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 

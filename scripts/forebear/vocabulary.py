@@ -15,6 +15,11 @@ REMEDY = "copy the tokenizer's files from the model that it was trained from, or
 INSTALL = 'pip install -e ".[tokenizers]"'
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder has a tokenizer of its own, whole or not."""
+    return bool(matching(folder, (*COMPLETE, *PAIR)))
+
+
 def check_tokenizer_files(folder: Path, trust_remote_code: bool = False) -> None:
     """Refuse a folder whose tokenizer is not there as a whole, by its files.
 
