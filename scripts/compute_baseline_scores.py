@@ -18,7 +18,7 @@ from forebear.baselines import (
     sentence_embeddings,
     unit_patterns,
 )
-from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer
 from forebear.manifests import point_digests
 from forebear.records import full_text, read_records
 from forebear.score_files import write_scores
@@ -34,6 +34,7 @@ device = device_for(params.gpus)
 if params.estimator in ("embedding", "cka"):
     directory = Path(files.manifest).parent
     model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
+    check_context(model, params.max_length)
     tokenizer = load_tokenizer(directory, params.trust_remote_code)
     ends = [(documents, True), (queries, False)]
     encoded = [encode(records, tokenizer, params.max_length, end=end) for records, end in ends]

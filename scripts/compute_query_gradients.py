@@ -29,7 +29,10 @@ print(plan)
 path, keys = snakemake.output.gradients, [record_key(record) for record in read_records(snakemake.input.queries)]
 origin = origin_of(params, [snakemake.input.manifest])
 kept = kept_columns(path, origin, keys)
-losses, attributes = kept.losses(), {"study": params.study, **point.digests, "origin": origin}
+losses, attributes = (
+    kept.losses(),
+    {"study": params.study, "tracked_share": point.tracked_share, **point.digests, "origin": origin},
+)
 with create_query_columns(path, losses, point.blocks, attributes, keys, kept=kept) as file:
     with measured() as cost:
         losses[kept.missing] = stream_query_gradients(

@@ -7,6 +7,7 @@ start(snakemake.log[0], snakemake.threads)
 import numpy as np
 
 from forebear.evaluation import document_effects
+from forebear.manifests import tracked_shares, tracked_warnings
 from forebear.records import file_digest, read_jsonl, read_records
 from forebear.reports import PartlyExact, proponents_markdown
 from forebear.score_files import read_exact, read_scores
@@ -30,6 +31,7 @@ page = proponents_markdown(
     params.top,
     params.estimator,
     compressed,
+    tracked_warnings(tracked_shares(params.chain, files.manifests)),
 )
 with atomic_path(snakemake.output.page) as path:
     path.write_text(page, encoding="utf-8")

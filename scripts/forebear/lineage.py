@@ -9,25 +9,14 @@ from forebear.blocks import Block, summary, tracked_blocks, tracked_share
 from forebear.checkpoints import load_tokenizer, model_without_weights
 from forebear.errors import ForebearError
 from forebear.jobs import warn
-
-ENOUGH = 0.5  # of the layers' parameters
-
-
-def tracked_warning(stage: str, share: float | None) -> str | None:
-    """A sentence where so little of a stage's model is tracked that its scores say little; None where enough is."""
-    if share is None or share >= ENOUGH:
-        return None
-    return (
-        f"only {share:.1%} of the parameters in the layers of {stage!r} are tracked, so its scores leave out most of "
-        "what a document changes; see docs/models.md."
-    )
+from forebear.manifests import tracked_warnings
 
 
 def note_tracked(stage: str, model: PreTrainedModel, blocks: Sequence[Block]) -> float:
     """Say in the log how much of a stage's model is tracked, and warn of too little; returns the share."""
     share = tracked_share(model, blocks)
     print(f"{stage}: {summary(model, blocks)}")
-    if sentence := tracked_warning(stage, share):
+    for sentence in tracked_warnings({stage: share}):
         warn(sentence)
     return share
 
