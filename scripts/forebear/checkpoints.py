@@ -109,8 +109,12 @@ def link_checkpoint(folder: Path, directory: Path, trust_remote_code: bool = Fal
         ForebearError: config, weights or tokenizer are missing, damaged, packed, or not a language model's; or the
             model needs its own code, and that is not trusted or not there.
     """
+    if not folder.is_dir():
+        raise ForebearError(f"{folder}: there is no such folder; correct `checkpoint`.")
     if not (folder / "config.json").is_file():
-        raise ForebearError(f"{folder}: has no config.json; give a folder that `save_pretrained` has written.")
+        below = sorted({file.parent.name for name in ("config.json", ADAPTER) for file in folder.glob(f"*/{name}")})
+        found = f" ({shortened(below, 3)} has one)" if below else ""
+        raise ForebearError(f"{folder}: has no config.json; give a folder that `save_pretrained` has written{found}.")
     content = read_json(folder / "config.json")
     check_unpacked(folder, content)
     check_model_type(folder, content)

@@ -18,7 +18,7 @@ KEYS = (
     "context_length",
     "seq_length",
 )
-WITHOUT_LIMIT = ("bloom",)
+WITHOUT_LIMIT = ("bloom",)  # as all models with `alibi`, except MPT, which lays out its biases beforehand
 POSITIONS = re.compile(r"(^|[._])(wpe|pos|position|positions)([._]|$)")  # in the name of a table of positions
 
 
@@ -31,7 +31,7 @@ def context_length(model: PreTrainedModel) -> tuple[int, str] | None:
     if tables:
         return min(tables)
     config = model.config.get_text_config(decoder=True)
-    if config.model_type in WITHOUT_LIMIT:
+    if config.model_type in WITHOUT_LIMIT or getattr(config, "alibi", False):
         return None
     for key in KEYS:
         if isinstance(length := getattr(config, key, None), int) and length > 0:
