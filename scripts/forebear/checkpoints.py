@@ -73,6 +73,11 @@ def save_files(directory: str | Path, model: PreTrainedModel, tokenizer) -> None
         for file in folder.iterdir():
             if file.name not in FILES:  # others only repeat what these say
                 file.unlink()
+        if not (folder / "tokenizer.json").is_file():
+            raise ForebearError(
+                f"{directory}: its tokenizer cannot be saved as tokenizer.json, since it exists only in Python; train "
+                "that stage elsewhere, and give its model as `checkpoint`."
+            )
 
 
 def save_model(directory: str | Path, model: PreTrainedModel) -> None:
