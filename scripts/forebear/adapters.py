@@ -6,6 +6,7 @@ with its adapter computes.
 """
 
 import dataclasses
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -78,10 +79,17 @@ def merge_adapter(
         )
     content = read_json(folder / ADAPTER)
     check_base(folder, content.get("base_model_name_or_path"), facts, declared)
-    weights = _adapter_weights(folder)
+    file, described = _adapter_file(folder), _described(folder, content)
+    weights = _read(file)
     model = load_model(previous, trust_remote_code=trust_remote_code)
-    adapted = _adapted(folder, content, model, previous)
+    if content.get("task_type") == "SEQ_CLS" and not is_classifier(model):
+        raise ForebearError(
+            f"{folder}: is the adapter of a classifier, and the stage before is a language model; an adapter does not "
+            "say what its classes are called, so merge it into its classifier and give that as `checkpoint`."
+        )
+    _resize(folder, weights, model)
     ids = torch.linspace(0, model.get_input_embeddings().num_embeddings - 1, PROBED).long()[None]
+    adapted = _adapted(folder, described, weights, model, previous)
     with torch.no_grad():
         expected = position_logits(adapted.get_base_model(), ids)
     try:
@@ -92,9 +100,9 @@ def merge_adapter(
         stale.unlink()
     save_model(directory, model)
     tokenizer = folder if has_vocabulary(folder) else previous
-    for file in matching(tokenizer, (*OTHERS, *(CODE if trust_remote_code else ()))):
-        if not any(file.match(name) for name in NO_TOKENIZER):
-            shutil.copyfile(file, directory / file.name)
+    for part in matching(tokenizer, (*OTHERS, *(CODE if trust_remote_code else ()))):
+        if not any(part.match(name) for name in NO_TOKENIZER):
+            shutil.copyfile(part, directory / part.name)
     del adapted, model
     _check_logits(folder, content, load_model(directory, trust_remote_code=trust_remote_code), ids, expected)
     load_tokenizer(directory, trust_remote_code)
@@ -104,7 +112,7 @@ def merge_adapter(
         "adapter": {
             "kind": content["peft_type"],
             "base_model_name_or_path": content.get("base_model_name_or_path"),
-            "files": {file.name: file_digest(file) for file in (folder / ADAPTER, weights)},
+            "files": {part.name: file_digest(part) for part in (folder / ADAPTER, file)},
             "peft": version("peft"),
         },
         "base": base,
@@ -162,19 +170,28 @@ def _unmergeable(why: str) -> str:
     )
 
 
-def _adapter_weights(folder: Path) -> Path:
+def _adapter_file(folder: Path) -> Path:
     found = matching(folder, (*ADAPTER_SAFETENSORS, *ADAPTER_PICKLES))
     if not found:
         raise ForebearError(f"{folder}: has no adapter_model.safetensors or adapter_model.bin; complete the adapter.")
-    chosen = found[-1]  # adapter_model.safetensors, if both are there, as peft takes it
-    check_whole([chosen])
-    if chosen.suffix == ".safetensors":
-        weight_types([chosen])
-    return chosen
+    check_whole(found)
+    return found[-1]  # adapter_model.safetensors, if both are there, as peft takes it
 
 
-def _adapted(folder: Path, content: Mapping, model: PreTrainedModel, previous: Path):
-    """The model with the adapter beside its weights, all of the adapter's weights in use."""
+def _read(file: Path) -> dict[str, Tensor]:
+    """An adapter's weights, without running what a pickle contains."""
+    if file.suffix == ".safetensors":
+        weight_types([file])
+        return load_file(file)
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: tensor.detach() for name, tensor in weights.items()}
+    except (OSError, EOFError, ValueError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+        raise ForebearError(f"{file}: cannot be read as plain weights ({reason(error)}).") from error
+
+
+def _described(folder: Path, content: Mapping):
+    """The adapter's configuration, all of whose settings the installed peft knows."""
     try:
         import peft
     except ImportError as error:
@@ -196,21 +213,23 @@ def _adapted(folder: Path, content: Mapping, model: PreTrainedModel, previous: P
         described = described.from_pretrained(folder)
     if described.is_prompt_learning or described.is_adaption_prompt:
         raise ForebearError(f"{folder}: {_kind(content)} {_unmergeable('it is a learned prompt')}")
-    if content.get("task_type") == "SEQ_CLS" and not is_classifier(model):
-        raise ForebearError(
-            f"{folder}: is the adapter of a classifier, and the stage before is a language model; an adapter does not "
-            "say what its classes are called, so merge it into its classifier and give that as `checkpoint`."
-        )
-    _resize(folder, model)
+    return described
+
+
+def _adapted(folder: Path, described, weights: Mapping[str, Tensor], model: PreTrainedModel, previous: Path):
+    """The model with the adapter beside its weights, all of the adapter's weights in use."""
+    import peft
+
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder), torch_device="cpu").eval()
-        loaded = adapted.load_adapter(str(folder), "default", torch_device="cpu")
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), config=described, torch_device="cpu").eval()
+        loaded = adapted.load_adapter(str(folder), "default", torch_device="cpu")  # again, for what it says
     except Exception as error:
         raise ForebearError(
             f"{folder}: does not fit the stage before, {previous} ({type(model).__name__}: {reason(error)}); give the "
             "model that it was trained on as the `checkpoint` of the stage before."
         ) from error
-    if wrong := sorted([*loaded.missing_keys, *loaded.unexpected_keys]):
+    unused = [name for name in loaded.unexpected_keys if not _is_copy(name, weights)]
+    if wrong := sorted([*loaded.missing_keys, *unused]):
         raise ForebearError(
             f"{folder}: does not fit the stage before, {previous}: {shortened(wrong, 4)} are in one and not in the "
             "other; give the model that it was trained on as the `checkpoint` of the stage before."
@@ -218,29 +237,24 @@ def _adapted(folder: Path, content: Mapping, model: PreTrainedModel, previous: P
     return adapted
 
 
-def _resize(folder: Path, model: PreTrainedModel) -> None:
+def _is_copy(name: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is saved twice: of a resized embedding peft saves the whole module and each of its parts."""
+    plain = re.sub(r"\.modules_to_save(\.default)?\.", ".", name)
+    if re.search(r"\.original_module\.", name):
+        return True  # what was trained stands beside it
+    return plain != name and name in weights and plain in weights and torch.equal(weights[name], weights[plain])
+
+
+def _resize(folder: Path, weights: Mapping[str, Tensor], model: PreTrainedModel) -> None:
     """Give the embedding the rows of the adapter's, which was trained with more tokens."""
     words = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is words)
     saved = re.compile(rf"(^|\.){re.escape(name)}\.((base_layer|token_adapter\.base_layer|modules_to_save)\.)?weight$")
-    for key, rows in _rows(_adapter_weights(folder)).items():
-        if saved.search(key) and rows != words.num_embeddings:
-            print(f"{folder}: was trained with {rows} tokens, the stage before has {words.num_embeddings}")
-            model.resize_token_embeddings(rows, mean_resizing=False)
+    for key, weight in weights.items():
+        if saved.search(key) and len(weight) != words.num_embeddings:
+            print(f"{folder}: was trained with {len(weight)} tokens, the stage before has {words.num_embeddings}")
+            model.resize_token_embeddings(len(weight), mean_resizing=False)
             return
-
-
-def _rows(file: Path) -> dict[str, int]:
-    """Name → rows of an adapter's weights."""
-    if file.suffix == ".safetensors":
-        with safe_open(file, "pt") as opened:
-            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-    else:
-        try:
-            shapes = {name: tensor.shape for name, tensor in torch.load(file, weights_only=True).items()}
-        except Exception as error:
-            raise ForebearError(f"{file}: cannot be read as plain weights ({reason(error)}).") from error
-    return {name: shape[0] for name, shape in shapes.items() if len(shape)}
 
 
 def _check_logits(folder: Path, content: Mapping, merged: PreTrainedModel, ids: Tensor, expected: Tensor) -> None:
