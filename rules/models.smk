@@ -11,6 +11,8 @@ rule download_model:
         "results/{study}/logs/download_model/{name}.log",
     wildcard_constraints:
         name="|".join([*STAGES, "encoder"]),
+    # What is wrong with a checkpoint is found before long jobs on another one begin.
+    priority: 1
     # A cluster's nodes often have no network.
     localrule: True
     conda:

@@ -113,7 +113,7 @@ def test_an_adapter_on_the_hub_and_its_base_beside_it(clone, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_a_chain_is_refused_before_anything_is_computed(clone):
+def test_what_cannot_be_a_chain_is_refused_when_it_is_fetched(clone):
     changed(clone, **{"stages.0.checkpoint": "my/adapter"})
     planned = snakemake(clone, TABLE, "--dry-run")
     assert planned.returncode == 0, planned.stdout
@@ -125,7 +125,7 @@ def test_what_cannot_be_a_chain_is_refused_before_anything_is_computed(clone):
     planned = snakemake(clone, TABLE, "--dry-run")
     assert planned.returncode == 0, planned.stdout
     refused(snakemake(clone, TABLE), "error: my/base: is a quantised checkpoint")
-    assert not (clone / "results/mine/factors").exists()
+    assert not (clone / "results/mine/queries").exists()
 
 
 @pytest.mark.slow
