@@ -12,7 +12,6 @@ rule evaluate:
         subsets=ground_truth("subsets"),
         bank=ground_truth("bank"),
         answers="results/{study}/queries/answers.jsonl",
-        manifests=all_manifests,
     output:
         table="results/{study}/evaluation.csv",
         summary="results/{study}/evaluation.json",
@@ -27,7 +26,7 @@ rule evaluate:
         estimators=from_study("computed"),
         undefined=from_study("undefined"),
         stages=from_study("attributed"),
-        chain=from_study("stage_names"),
+        last=lambda w: study_of(w).stage_names[-1],
         overhead=lambda w: {e: overhead_files(w.study, e) for e in study_of(w).computed},
         seed=from_study("training_seed"),
         engine=engine("evaluate"),
@@ -81,7 +80,7 @@ rule list_proponents:
         records=attributed_records,
         queries="results/{study}/data/queries.jsonl",
         answers="results/{study}/queries/answers.jsonl",
-        manifests=all_manifests,
+        overhead=lambda w: overhead_files(w.study, study_of(w).computed[0]),
     output:
         page="results/{study}/proponents.md",
     log:
@@ -95,7 +94,7 @@ rule list_proponents:
         study="{study}",
         estimator=lambda w: study_of(w).computed[0],
         stages=from_study("attributed"),
-        chain=from_study("stage_names"),
+        last=lambda w: study_of(w).stage_names[-1],
         top=from_study("top"),
         engine=engine("list_proponents"),
     message:

@@ -111,11 +111,6 @@ def previous_manifest(wildcards):
     return manifest(wildcards.study, stage) if stage else []
 
 
-def all_manifests(wildcards):
-    """Those of all stages' models."""
-    return [manifest(wildcards.study, stage) for stage in study_of(wildcards).stage_names]
-
-
 def points_of(wildcards):
     study = study_of(wildcards)
     return inverse_points(wildcards.columns, study.stage_names, wildcards.stage)

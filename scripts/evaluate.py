@@ -12,10 +12,10 @@ import pandas as pd
 from forebear.bank import read_bank, read_subsets
 from forebear.estimators import ESTIMATORS, root
 from forebear.evaluation import Bank, candidate_mask, evaluate_estimator, noise_ceiling, relevant_indices
-from forebear.manifests import tracked_shares
 from forebear.progress import progress
 from forebear.records import collection_digest, file_digest, read_jsonl, read_records
 from forebear.score_files import read_cost, read_scores
+from forebear.tracked import tracked_shares
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
@@ -30,7 +30,7 @@ if files.bank:
 relevant, candidates = relevant_indices(documents, queries), candidate_mask(documents, queries)
 digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
 
-tracked = tracked_shares(params.chain, files.manifests)
+tracked = tracked_shares(files.overhead, params.last)
 
 rows = []
 for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):

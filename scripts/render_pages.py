@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from forebear.manifests import tracked_warnings
 from forebear.pages import evaluation_page, markdown_page
+from forebear.tracked import tracked_warnings
 from forebear.writing import atomic_path
 
 proponents = markdown_page(Path(snakemake.input.proponents).read_text(encoding="utf-8"))

@@ -9,10 +9,8 @@ lease_devices(snakemake.params.gpus)
 from dataclasses import asdict
 from pathlib import Path
 
-from forebear.blocks import tracked_blocks
 from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
 from forebear.heads import classes_by_label, with_head
-from forebear.lineage import note_tracked
 from forebear.records import classes_of, file_digest, read_records
 from forebear.sequences import encode
 from forebear.training import Schedule, build_model, build_tokenizer, train
@@ -29,7 +27,6 @@ else:
 check_context(model, params.max_length)
 records = read_records(snakemake.input.records)
 model = with_head(model, params.task, classes_of(records), params.seed)
-share = note_tracked(params.stage, model, tracked_blocks(model))
 examples = encode(records, tokenizer, params.max_length, classes=classes_by_label(model))
 with measured() as cost:
     model, record = train(
@@ -47,7 +44,6 @@ save_checkpoint(
     seed=params.seed,
     data_digest=file_digest(snakemake.input.records),
     training=asdict(record),
-    tracked_share=share,
     cost=cost,
 )
 print(f"loss {record.loss:.3f} nats a sequence, {record.loss_untrained:.3f} before training")

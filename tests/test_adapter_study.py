@@ -149,7 +149,7 @@ def test_a_model_of_which_little_is_tracked_is_a_warning_everywhere(clone):
     (clone / "config.yaml").write_text(yaml.safe_dump(config))
     run = snakemake(clone, TABLE, *OTHERS)
     assert run.returncode == 0, run.stdout
-    sentence = re.search(r"Only 1\d\.\d% of the parameters in the layers of 'pretraining' are tracked", run.stdout)[0]
+    sentence = re.search(r"Only \d+\.\d% of the parameters in the layers of 'pretraining' are tracked", run.stdout)[0]
     assert f"warning: {sentence}" in run.stdout
     assert f"warning: {sentence}" in (clone / "results/mine/logs/download_model/pretraining.log").read_text()
     assert f"⚠ {sentence}" in (clone / TABLE).read_text()

@@ -13,11 +13,12 @@ from forebear.blocks import tracked_blocks, tracked_share
 from forebear.checkpoints import load_model, model_without_weights
 from forebear.errors import ForebearError
 from forebear.expected import expected_plan
+from forebear.factor_files import create_factors
 from forebear.lineage import check_lineage, describe_stage
-from forebear.manifests import tracked_shares, tracked_warnings
 from forebear.pages import evaluation_page
 from forebear.reports import proponents_markdown
 from forebear.study_config import Study
+from forebear.tracked import tracked_shares, tracked_warnings
 from published import tiny_checkpoint
 from test_inspection import classifier, edited_config
 from test_reports import ANSWERS, DOCUMENTS, QUERIES, SCORES
@@ -94,11 +95,12 @@ def test_a_warning_is_in_the_log_and_where_the_job_was_started(tmp_path):
 
 
 def test_too_little_is_a_warning_at_the_head_of_table_and_page(tmp_path):
-    (tmp_path / "first.json").write_text('{"tracked_share": 0.14}')
-    (tmp_path / "second.json").write_text('{"tracked_share": 0.5}')
-    (tmp_path / "third.json").write_text("{}")  # of an earlier version
-    shares = tracked_shares(["a", "b", "c"], [tmp_path / f"{name}.json" for name in ("first", "second", "third")])
-    assert shares == {"a": 0.14, "b": 0.5}
+    told = [{"point": "a", "tracked_share": 0.14}, {"point": "a@b", "tracked_share": 0.5}, {"tracked_share": 0.6}, {}]
+    for place, attributes in enumerate(told):
+        with create_factors(tmp_path / f"{place}.h5", "covariances", attributes) as file:
+            file.write({"a": torch.ones(2)})
+    shares = tracked_shares([tmp_path / f"{place}.h5" for place in range(4)], last="c")
+    assert shares == {"a": 0.14, "b": 0.5, "c": 0.6}
     (sentence,) = tracked_warnings(shares)
     assert sentence.startswith("Only 14.0% of the parameters in the layers of 'a' are tracked")
     page = proponents_markdown(

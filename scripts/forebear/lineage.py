@@ -1,30 +1,26 @@
 """The checkpoints of a chain: how much of each is tracked, and whether one can have come from the one before."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from forebear.blocks import Block, summary, tracked_blocks, tracked_share
+from forebear.blocks import summary, tracked_blocks, tracked_share
 from forebear.checkpoints import load_tokenizer, model_without_weights
 from forebear.errors import ForebearError
 from forebear.jobs import warn
-from forebear.manifests import tracked_warnings
+from forebear.tracked import tracked_warnings
 
 
-def note_tracked(stage: str, model: PreTrainedModel, blocks: Sequence[Block]) -> float:
-    """Say in the log how much of a stage's model is tracked, and warn of too little; returns the share."""
+def describe_stage(stage: str, directory: Path, trust_remote_code: bool = False) -> float:
+    """Say in the log how much of a stage's model is tracked, by its config, and warn of too little; returns the share."""
+    model = model_without_weights(directory, trust_remote_code)
+    blocks = tracked_blocks(model)
     share = tracked_share(model, blocks)
     print(f"{stage}: {summary(model, blocks)}")
     for sentence in tracked_warnings({stage: share}):
         warn(sentence)
     return share
-
-
-def describe_stage(stage: str, directory: Path, trust_remote_code: bool = False) -> float:
-    """`note_tracked` of a checkpoint, by its config."""
-    model = model_without_weights(directory, trust_remote_code)
-    return note_tracked(stage, model, tracked_blocks(model))
 
 
 def check_lineage(stage: str, directory: Path, previous: Path, trust_remote_code: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from forebear.errors import ForebearError, removal
@@ -10,7 +10,6 @@ from forebear.records import file_digest
 from forebear.writing import atomic_path
 
 NAME = "manifest.json"
-ENOUGH = 0.5  # of the parameters in the layers; where less is tracked, users are warned
 
 # What a checkpoint's files are called.
 SAFETENSORS = ("model.safetensors", "model-*.safetensors")
@@ -81,26 +80,6 @@ def read_manifest(path: str | Path) -> dict:
     if changed:
         raise ForebearError(f"{path.parent}: {', '.join(changed)} is not what was written there; {remedy}")
     return content
-
-
-def tracked_shares(stages: Iterable[str], manifests: Iterable[str | Path]) -> dict[str, float]:
-    """Stage → the part of its layers' parameters that is tracked, as the manifests say."""
-    contents = (json.loads(Path(path).read_text(encoding="utf-8")) for path in manifests)
-    return {
-        stage: content["tracked_share"]
-        for stage, content in zip(stages, contents, strict=True)
-        if "tracked_share" in content
-    }
-
-
-def tracked_warnings(shares: Mapping[str, float]) -> list[str]:
-    """A sentence for each stage of whose model so little is tracked that its scores say little."""
-    return [
-        f"Only {share:.1%} of the parameters in the layers of {stage!r} are tracked, so scores leave out most of what "
-        "a document changes there; docs/models.md says what is tracked."
-        for stage, share in shares.items()
-        if share < ENOUGH
-    ]
 
 
 def weights_digest(digests: Sequence[str]) -> str:
