@@ -26,6 +26,7 @@ rule evaluate:
         estimators=from_study("computed"),
         undefined=from_study("undefined"),
         stages=from_study("attributed"),
+        last=lambda w: study_of(w).stage_names[-1],
         overhead=lambda w: {e: overhead_files(w.study, e) for e in study_of(w).computed},
         seed=from_study("training_seed"),
         engine=engine("evaluate"),
@@ -80,6 +81,7 @@ rule list_proponents:
         records=attributed_records,
         queries="results/{study}/data/queries.jsonl",
         answers="results/{study}/queries/answers.jsonl",
+        overhead=lambda w: overhead_files(w.study, study_of(w).computed[0]),
     output:
         page="results/{study}/proponents.md",
     log:
@@ -93,6 +95,7 @@ rule list_proponents:
         study="{study}",
         estimator=lambda w: study_of(w).computed[0],
         stages=from_study("attributed"),
+        last=lambda w: study_of(w).stage_names[-1],
         top=from_study("top"),
         engine=engine("list_proponents"),
     message:

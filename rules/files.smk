@@ -44,6 +44,14 @@ def previous_stage(study, stage):
     return names[place - 1] if place else None
 
 
+def checkpoint_before(wildcards):
+    """The model of the stage before a published one, which this one is compared with, or merged into."""
+    stage = None
+    if wildcards.name != "encoder":
+        stage = previous_stage(wildcards.study, wildcards.name)
+    return manifest(wildcards.study, stage) if stage else []
+
+
 def present(path):
     """A user's file as an input, if it is there yet: a dry run needs no data, and a job that misses it says so."""
     return path if path and os.path.exists(path) else []

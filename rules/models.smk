@@ -4,12 +4,15 @@
 rule download_model:
     input:
         files=checkpoint_files,
+        previous=checkpoint_before,
     output:
         manifest="results/{study}/checkpoints/{name}/manifest.json",
     log:
         "results/{study}/logs/download_model/{name}.log",
     wildcard_constraints:
         name="|".join([*STAGES, "encoder"]),
+    # What is wrong with a checkpoint is found before long jobs on another one begin.
+    priority: 1
     # A cluster's nodes often have no network.
     localrule: True
     conda:
@@ -20,6 +23,7 @@ rule download_model:
     params:
         name="{name}",
         checkpoint=lambda w: published(w).model_dump(mode="json"),
+        encoder=lambda w: w.name == "encoder",
         trust_remote_code=from_study("trust_remote_code"),
         engine=engine("download_model"),
     message:

@@ -21,6 +21,7 @@ rule compute_query_gradients:
         gpu=from_study("gpus"),
     params:
         study="{study}",
+        stage=lambda w: study_of(w).stage_names[-1],
         split_heads=from_study("split_heads"),
         batch_tokens=from_study("batch_tokens"),
         max_length=from_study("max_length"),

@@ -34,6 +34,7 @@ rule render_pages:
     input:
         proponents="results/{study}/proponents.md",
         table="results/{study}/evaluation.csv",
+        summary="results/{study}/evaluation.json",
     output:
         proponents=report(
             "results/{study}/pages/proponents.html",

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from forebear.answers import answer_queries
 from forebear.chat import Chat
-from forebear.checkpoints import load_model, load_tokenizer
+from forebear.checkpoints import check_context, load_model, load_tokenizer
 from forebear.records import read_records, write_records
 from forebear.writing import atomic_path
 
 params = snakemake.params
 directory = Path(snakemake.input.manifest).parent
 model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
+check_context(model, params.max_length)
 tokenizer = load_tokenizer(directory, params.trust_remote_code)
 queries = read_records(snakemake.input.queries)
 answers = answer_queries(model, tokenizer, queries, params.max_length, Chat(**params.chat))

@@ -19,7 +19,7 @@ from forebear.baselines import (
     unit_patterns,
 )
 from forebear.chat import Chat
-from forebear.checkpoints import device_for, load_model, load_tokenizer
+from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer
 from forebear.manifests import point_digests
 from forebear.records import Records, full_text, read_records
 from forebear.score_files import write_scores
@@ -35,6 +35,7 @@ device = device_for(params.gpus)
 if params.estimator in ("embedding", "cka"):
     directory = Path(files.manifest).parent
     model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
+    check_context(model, params.max_length)
     tokenizer = load_tokenizer(directory, params.trust_remote_code)
     ends = [(files.records, True), (files.queries, False)]
     chat = Chat(**params.chat)

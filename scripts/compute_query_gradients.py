@@ -1,7 +1,7 @@
 """Gradients of every query's measurement m at the last model."""
 
 from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.jobs import measured, start, warn
 
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
@@ -11,6 +11,7 @@ from forebear.points import open_point
 from forebear.query_files import create_query_columns, kept_columns, origin_of
 from forebear.records import read_records, record_key
 from forebear.scoring import stream_query_gradients
+from forebear.tracked import tracked_warnings
 
 params = snakemake.params
 point = open_point(
@@ -24,13 +25,18 @@ point = open_point(
     trust_remote_code=params.trust_remote_code,
     chat=params.chat,
 )
+for sentence in tracked_warnings({params.stage: point.tracked_share}):
+    warn(sentence)
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
 plan = plan_query_gradients(point.shape, budget, params.batch_tokens)
 print(plan)
 path, keys = snakemake.output.gradients, [record_key(record) for record in read_records(snakemake.input.queries)]
 origin = origin_of(params, [snakemake.input.manifest])
 kept = kept_columns(path, origin, keys)
-losses, attributes = kept.losses(), {"study": params.study, **point.digests, "origin": origin}
+losses, attributes = (
+    kept.losses(),
+    {"study": params.study, "tracked_share": point.tracked_share, **point.digests, "origin": origin},
+)
 with create_query_columns(path, losses, point.blocks, attributes, keys, kept=kept) as file:
     with measured() as cost:
         losses[kept.missing] = stream_query_gradients(

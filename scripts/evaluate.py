@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from forebear.bank import read_bank, read_subsets
+from forebear.estimators import ESTIMATORS, root
 from forebear.evaluation import Bank, candidate_mask, evaluate_estimator, noise_ceiling, relevant_indices, unknown_names
 from forebear.progress import progress
 from forebear.records import Records, collection_digest, file_digest, read_jsonl, read_records
 from forebear.score_files import read_cost, read_scores
+from forebear.tracked import tracked_shares
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
@@ -30,6 +32,8 @@ if warning := unknown_names(documents, queries):
 relevant, candidates = relevant_indices(documents, queries), candidate_mask(documents, queries)
 digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
 
+tracked = tracked_shares(files.overhead, params.last)
+
 rows = []
 for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
     of_stages = files.scores[k * len(params.stages) :][: len(params.stages)]
@@ -38,11 +42,14 @@ for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
     scores = dict(zip(params.stages, matrices, strict=True))
     overhead = [read_cost(source) for source in params.overhead[name]]
     row = evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed, candidates)
+    if tracked and ESTIMATORS[root(name)].uses_gradients:
+        row["tracked_share"] = min(tracked.values())
     rows.append({"estimator": name, **row})
 
 rows += [{"estimator": name, "undefined": f"undefined: {reason}"} for name, reason in params.undefined.items()]
 
 summary = {
+    "tracked_share": tracked,
     "answered_correctly": sum(answer["correct"] for answer in answers) / len(answers),
     "top_k_accuracy": {k: sum(answer["rank"] <= k for answer in answers) / len(answers) for k in (1, 3, 10)},
 }

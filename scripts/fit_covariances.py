@@ -1,7 +1,7 @@
 """Covariances of activations and output gradients at one curvature point."""
 
 from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.jobs import measured, start, warn
 
 start(snakemake.log[0], snakemake.threads)
 lease_devices(snakemake.params.gpus)
@@ -12,6 +12,7 @@ from forebear.factors import fit_covariances
 from forebear.plan import budget_of, plan_covariances
 from forebear.points import open_point
 from forebear.store import params_digest
+from forebear.tracked import tracked_warnings
 
 params = snakemake.params
 point = open_point(
@@ -25,6 +26,8 @@ point = open_point(
     chat=params.chat,
 )
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
+for sentence in tracked_warnings({params.point.rpartition("@")[2]: point.tracked_share}):
+    warn(sentence)
 budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
 plan = plan_covariances(point.shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
 print(plan)

@@ -10,6 +10,7 @@ from forebear.evaluation import document_effects
 from forebear.records import Records, StagedRecords, file_digest, read_jsonl, read_records
 from forebear.reports import PartlyExact, proponents_markdown
 from forebear.score_files import read_exact, read_scores
+from forebear.tracked import tracked_shares, tracked_warnings
 from forebear.writing import atomic_path
 
 params, files = snakemake.params, snakemake.input
@@ -30,6 +31,7 @@ page = proponents_markdown(
     params.top,
     params.estimator,
     compressed,
+    tracked_warnings(tracked_shares(files.overhead, params.last)),
 )
 with atomic_path(snakemake.output.page) as path:
     path.write_text(page, encoding="utf-8")

@@ -4,15 +4,19 @@ from forebear.jobs import start
 
 start(snakemake.log[0], snakemake.threads)
 
+import json
 from pathlib import Path
 
 import pandas as pd
 
 from forebear.pages import evaluation_page, markdown_page
+from forebear.tracked import tracked_warnings
 from forebear.writing import atomic_path
 
 proponents = markdown_page(Path(snakemake.input.proponents).read_text(encoding="utf-8"))
-evaluation = evaluation_page(pd.read_csv(snakemake.input.table), snakemake.params.study)
+summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
+warnings = tracked_warnings(summary["tracked_share"])
+evaluation = evaluation_page(pd.read_csv(snakemake.input.table), snakemake.params.study, warnings)
 for content, output in ((proponents, snakemake.output.proponents), (evaluation, snakemake.output.evaluation)):
     with atomic_path(output) as path:
         path.write_text(content, encoding="utf-8")

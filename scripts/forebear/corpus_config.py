@@ -120,7 +120,9 @@ class Checkpoint(Section):
     revision: str | None = None
     """Commit or tag on the hub (a branch may move), or the version of the package."""
     path: Path | None = None
-    """A folder with config, tokenizer and weights; a plain string is `path`."""
+    """A folder with config, tokenizer and weights, or with an adapter; a plain string is `path`."""
+    base: str | None = None
+    """What an adapter calls the model that it was trained on, where that is the stage before under another name."""
 
     @model_validator(mode="before")
     @classmethod

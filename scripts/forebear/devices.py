@@ -126,4 +126,9 @@ def _lock(descriptor: int, wait: bool = True) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise ForebearError(
+            f"{tempfile.gettempdir()}: GPUs cannot be leased there, since its file system has no locks "
+            f"({error.strerror}); set TMPDIR to a folder on a disk of this machine."
+        ) from error
     return True

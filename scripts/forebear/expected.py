@@ -14,10 +14,12 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from forebear.blocks import tracked_blocks
-from forebear.corpus_config import FileCorpus
+from forebear.adapters import is_adapter
+from forebear.blocks import Block, tracked_blocks
+from forebear.corpus_config import Checkpoint, FileCorpus
 from forebear.errors import ForebearError
 from forebear.estimators import COLUMNS, ESTIMATORS
+from forebear.inspection import ADAPTER
 from forebear.plan import (
     Budget,
     Plan,
@@ -56,11 +58,10 @@ def expected_plan(
         records: the name of these, as in the folder `data`.
         estimators: those that a scoring job serves.
     """
-    config = _model_config(study, folder, stage)
-    if config is None:
+    described = _model_and_blocks(study, folder, stage)
+    if described is None:
         return None
-    model = _model_without_weights(config.to_json_string(), study.precision)
-    blocks = tracked_blocks(model, study.split_heads)
+    model, blocks = described
     shape = shape_of(model, blocks, _lengths(folder / "data" / f"{records}.jsonl", study.max_length))
     budget = Budget(1 << 62, shape.model_bytes) if study.gpus else budget_of(shape.model_bytes, memory_mb, 0)
     if job == "covariances":
@@ -78,8 +79,20 @@ def expected_plan(
     return plan_scores(shape, budget, study.batch_tokens, queries, reads, ranks)
 
 
+def _model_and_blocks(study: Study, folder: Path, stage: str) -> tuple[PreTrainedModel, list[Block]] | None:
+    """None where the model is not there yet, or is of a kind that its job will refuse, in a sentence of its own."""
+    try:
+        config = _model_config(study, folder, stage)
+        if config is None:
+            return None
+        model = _model_without_weights(config.to_json_string(), study.precision)
+        return model, tracked_blocks(model, study.split_heads)
+    except Exception:  # whatever a library makes of a user's files; a dry run goes on
+        return None
+
+
 def _model_config(study: Study, folder: Path, name: str) -> PreTrainedConfig | None:
-    """Of a stage's model if it is there, else of the published one or of the one that the stage starts from."""
+    """Of a stage's model if it is there, else of the published one, or of the one that the stage or an adapter starts from."""
     stage = study.stage(name)
     known = [folder / kind / name / "config.json" for kind in ("models", "checkpoints")]
     if stage.checkpoint and stage.checkpoint.path:
@@ -89,16 +102,22 @@ def _model_config(study: Study, folder: Path, name: str) -> PreTrainedConfig | N
         known += [Path(cached)] if isinstance(cached, str) else []
     for path in known:
         if path.is_file():
-            try:
-                return AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
-            except ValueError:  # a model of its own code, which a dry run does not run
-                return None
-    if stage.checkpoint:
+            return AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
+    if stage.checkpoint and not _holds_adapter(stage.checkpoint):
         return None
     place = study.stage_names.index(name)
     if place:
         return _model_config(study, folder, study.stage_names[place - 1])
-    return AutoConfig.for_model(**{"vocab_size": WORDS, **study.model})
+    return AutoConfig.for_model(**{"vocab_size": WORDS, **study.model}) if study.model else None
+
+
+def _holds_adapter(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint without a config is an adapter, as far as its files are here."""
+    if checkpoint.path:
+        return is_adapter(checkpoint.path)
+    return isinstance(
+        checkpoint.hub and try_to_load_from_cache(checkpoint.hub, ADAPTER, revision=checkpoint.revision), str
+    )
 
 
 @cache

@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 
 from forebear.errors import ForebearError
 from forebear.hub_errors import explained_fetch
-from forebear.manifests import CODE, OTHERS, PICKLES, SAFETENSORS, matching
+from forebear.manifests import ADAPTER_PICKLES, ADAPTER_SAFETENSORS, CODE, OTHERS, PICKLES, SAFETENSORS, matching
 
 
 def fetch_snapshot(name: str, revision: str, trust_remote_code: bool = False) -> Path:
@@ -26,9 +26,9 @@ def fetch_snapshot(name: str, revision: str, trust_remote_code: bool = False) ->
             away, or a file is not what the hub says it is.
     """
     others = [*OTHERS, *CODE] if trust_remote_code else [*OTHERS]
-    folder = _download(name, revision, [*SAFETENSORS, *others])
-    if not matching(folder, SAFETENSORS):
-        folder = _download(name, revision, [*PICKLES, *others])
+    folder = _download(name, revision, [*SAFETENSORS, *ADAPTER_SAFETENSORS, *others])
+    if not matching(folder, (*SAFETENSORS, *ADAPTER_SAFETENSORS)):
+        folder = _download(name, revision, [*PICKLES, *ADAPTER_PICKLES, *others])
     for file in matching(folder, ("*",)):
         _check_content(file, name)
     return folder

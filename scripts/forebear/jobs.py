@@ -12,12 +12,12 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from forebear.errors import ForebearError
-from forebear.progress import TERMINAL_FD
+from forebear.progress import OUTSIDE_FD
 from forebear.redaction import redacted
 from forebear.writing import explained_write
 
@@ -42,8 +42,7 @@ def start(log: str, threads: int) -> None:
     with explained_write(log):
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    if os.isatty(2):
-        os.environ[TERMINAL_FD] = str(os.dup(2))
+    os.environ[OUTSIDE_FD] = str(os.dup(2))
     os.dup2(target, 1)
     os.dup2(target, 2)
     sys.stdout, sys.stderr = (
@@ -52,6 +51,17 @@ def start(log: str, threads: int) -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(threads)
     atexit.register(_leave_record, threads, time.perf_counter())
+
+
+def warn(sentence: str) -> None:
+    """Say a warning in the log, and where the job was started from, which is what a user looks at."""
+    text = f"warning: {redacted(sentence)}\n"
+    print(text, end="", flush=True)
+    outside = os.environ.get(OUTSIDE_FD)
+    if outside is None:  # no job, but a notebook or a test, which has no log
+        return
+    with suppress(OSError):
+        os.write(int(outside), text.encode())
 
 
 def _leave_record(threads: int, began: float) -> None:

@@ -1,6 +1,7 @@
 """Self-contained HTML pages of Markdown and tables, for Snakemake's report."""
 
 import html
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pandas as pd
@@ -41,11 +42,12 @@ COLUMNS = {
     "pairs": ("pairs", "{:,.0f}"),
     "seconds_per_pair": ("scoring a pair, s", "{:.2g}"),
     "peak_mib": ("peak, MiB", "{:,.0f}"),
+    "tracked_share": ("tracked", "{:.0%}"),
 }
 
 
-def evaluation_page(table: pd.DataFrame, study: str) -> str:
-    """evaluation.csv as a page: an estimator a row, its LDS and the interval in one cell."""
+def evaluation_page(table: pd.DataFrame, study: str, warnings: Sequence[str] = ()) -> str:
+    """evaluation.csv as a page: an estimator a row, its LDS and the interval in one cell, after some warnings."""
     shown = table.drop(columns=["lds_low", "lds_high"], errors="ignore").astype(object)
     for name, (_, form) in COLUMNS.items():
         if name in shown:
@@ -57,4 +59,5 @@ def evaluation_page(table: pd.DataFrame, study: str) -> str:
     headings = {name: heading for name, (heading, _) in COLUMNS.items()}
     rendered = shown.rename(columns=headings).to_html(index=False, border=0, na_rep="–", classes="numbers")
     title = html.escape(f"Evaluation of {study}")
-    return PAGE.format(title=title, body=f"<h1>{title}</h1>\n{rendered}\n")
+    notes = "".join(f"<p><b>⚠ {html.escape(sentence)}</b></p>\n" for sentence in warnings)
+    return PAGE.format(title=title, body=f"<h1>{title}</h1>\n{notes}{rendered}\n")

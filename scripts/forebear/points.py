@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from forebear.batches import number_of_positions
-from forebear.blocks import Block, summary, tracked_blocks
+from forebear.blocks import Block, summary, tracked_blocks, tracked_share
 from forebear.chat import Chat
 from forebear.checkpoints import check_context, load_model, load_tokenizer
 from forebear.gate import check_model
@@ -26,15 +26,22 @@ class Point:
     blocks: list[Block]
     examples: Sequence[Example]
     digests: dict[str, str]  # of model and data: what artifacts made here carry
+    tracked_share: float  # of the parameters in the layers
 
     @property
     def shape(self) -> Shape:
         return shape_of(self.model, self.blocks, lengths_of(self.examples).tolist())
 
-    def attributes(self, documents: Sequence[int] | None = None) -> dict[str, str | int]:
+    def attributes(self, documents: Sequence[int] | None = None) -> dict[str, str | int | float]:
         """What factors fitted here, on some documents or on all, say of themselves."""
         sequences = len(self.examples) if documents is None else len(documents)
-        return {"sequences": sequences, "positions": number_of_positions(self.examples, documents), **self.digests}
+        positions = number_of_positions(self.examples, documents)
+        return {
+            "sequences": sequences,
+            "positions": positions,
+            "tracked_share": self.tracked_share,
+            **self.digests,
+        }
 
 
 def open_point(
@@ -66,4 +73,4 @@ def open_point(
     blocks = tracked_blocks(model, split_heads)
     print(summary(model, blocks))
     check_model(model, blocks, max_length)
-    return Point(model, blocks, examples, digests)
+    return Point(model, blocks, examples, digests, tracked_share(model, blocks))

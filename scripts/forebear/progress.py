@@ -9,7 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 LOG_SECONDS = 10.0  # between two lines in a log
-TERMINAL_FD = "FOREBEAR_TERMINAL_FD"  # set by jobs.start, which sends stderr to a log
+OUTSIDE_FD = "FOREBEAR_OUTSIDE_FD"  # stderr before jobs.start sent it to a log
 
 Item = TypeVar("Item")
 
@@ -44,5 +44,5 @@ def progress(items: Iterable[Item], description: str, unit: str, total: int | No
 
 def _terminal():
     """The terminal that a job was started from, if there is one."""
-    fd = os.environ.get(TERMINAL_FD)
-    return None if fd is None else os.fdopen(os.dup(int(fd)), "w")
+    fd = os.environ.get(OUTSIDE_FD)
+    return os.fdopen(os.dup(int(fd)), "w") if fd is not None and os.isatty(int(fd)) else None

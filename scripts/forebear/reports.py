@@ -37,6 +37,7 @@ def proponents_markdown(
     top: int,
     estimator: str,
     compressed: PartlyExact | None = None,
+    warnings: Sequence[str] = (),
 ) -> str:
     """The documents with the highest and lowest scores for every query, as a Markdown page.
 
@@ -50,6 +51,7 @@ def proponents_markdown(
         top: the most documents that a table shows.
         estimator: key of ESTIMATORS, which made the scores.
         compressed: how the scores were made, if queries were compressed.
+        warnings: sentences that stand at the head of the page.
 
     Raises:
         ForebearError: for scores that do not fit the records, or that are not finite.
@@ -57,6 +59,7 @@ def proponents_markdown(
     _check(queries, answers, documents, scores, estimator)
     sections = [
         f"# Proponents of the answers of {escape(study)}",
+        *(f"**⚠ {escape(sentence)}**" for sentence in warnings),
         _how_to_read(estimator, len(documents), len(queries)),
         *([] if compressed is None else [_what_is_exact(compressed)]),
         "## Queries",

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from forebear.errors import ForebearError
-from forebear.store import FORMAT, Attributes, check_scores, content_digest, joined_cost, open_checked
+from forebear.store import FORMAT, Attributes, check_scores, content_digest, joined_cost, open_checked, open_hdf5
 from forebear.writing import explained_write, keep, kept_path, same_file
 
 OF_QUERIES = ("query_data_digest",)  # attributes that may differ where queries are kept
@@ -74,7 +74,7 @@ class ResumableMatrix:
     def _reopen(self) -> h5py.File | None:
         """The file of an interrupted job, if it is whole and of the same job."""
         try:
-            file = h5py.File(self._partial, "r+")
+            file = open_hdf5(self._partial, "r+", exclusive=True)
             if dict(file.attrs) == self._attributes and file["matrix"].shape == self._shape:
                 return file
             file.close()
@@ -85,7 +85,7 @@ class ResumableMatrix:
         return None
 
     def _new(self, kind: str, attributes: Attributes) -> h5py.File:
-        file = h5py.File(self._partial, "w")
+        file = open_hdf5(self._partial, "w", exclusive=True)
         file.attrs.update(self._attributes)
         file.create_dataset("matrix", self._shape, np.float32, fillvalue=np.nan)
         file.create_dataset("written", self._shape[:1], bool)

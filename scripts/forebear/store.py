@@ -6,10 +6,12 @@ renamed when it is complete, so a file under its final name is a whole one; read
 that nevertheless, and the digests.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from forebear.errors import ForebearError, removal, shortened
-from forebear.writing import atomic_path
+from forebear.writing import atomic_path, error_number
 
 FORMAT = "forebear 2"
 DIGEST_ROWS = 1 << 24  # bytes of a dataset that are hashed at once
@@ -55,10 +57,41 @@ def params_digest(params: Mapping) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+# What a file system without locks says: NFS without its lock daemon, Lustre without `flock`; 524 is the kernel's ENOTSUPP.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524}
+
+
+def open_hdf5(path: str | Path, mode: str, exclusive: bool = False) -> h5py.File:
+    """Open an HDF5 file, without a lock where the file system has none.
+
+    A file that is whole, or that is written under a private name, needs no lock.
+
+    Args:
+        exclusive: it has a name that another process may write too, which only a lock keeps out.
+
+    Raises:
+        ForebearError: there are no locks, and the file needs one or the library cannot do without.
+    """
+    try:
+        return h5py.File(path, mode)
+    except OSError as error:
+        number = error_number(error)
+        if number not in NO_LOCKS:
+            raise
+        if not exclusive:
+            with suppress(OSError):
+                return h5py.File(path, mode, locking=False)
+        raise ForebearError(
+            f"{path}: lies on a file system without locks ({os.strerror(number)}, errno {number}); set the environment variable "
+            "HDF5_USE_FILE_LOCKING=FALSE, look that no process of an earlier run is left, and run again, or keep results/ on "
+            "another file system."
+        ) from error
+
+
 @contextmanager
 def create(path: str | Path, kind: str, attributes: Attributes) -> Iterator[h5py.File]:
     """Write an artifact; it appears under its name only when the block succeeds."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, open_hdf5(temporary, "w") as file:
         file.attrs.update({**attributes, "format": FORMAT, "kind": kind, "complete": True})
         yield file
         file.flush()
@@ -91,7 +124,7 @@ def open_to_stay(
     path = Path(path)
     remedy = f"delete it and run again: {removal(path)}"
     try:
-        file = h5py.File(path, "r")
+        file = open_hdf5(path, "r")
     except FileNotFoundError as error:
         raise ForebearError(f"{path}: there is no such file; run the rule that makes it.") from error
     except OSError as error:

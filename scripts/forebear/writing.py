@@ -31,7 +31,7 @@ def explained_write(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = _error_number(error)
+        number = error_number(error)
         if isinstance(error, ForebearError) or number not in REMEDIES or not _is_about(error, path):
             raise
         raise ForebearError(f"{path}: could not be written ({os.strerror(number)}); {REMEDIES[number]}.") from error
@@ -91,7 +91,7 @@ def same_file(source: str | Path, target: str | Path) -> None:
             shutil.copy2(source, temporary)
 
 
-def _error_number(error: BaseException | None) -> int | None:
+def error_number(error: BaseException | None) -> int | None:
     """The system's error number, from the exception or those that it arose from.
 
     HDF5 and safetensors name it only in their text.
