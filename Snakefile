@@ -35,3 +35,7 @@ rule all:
         f"results/{CONFIG.study}/proponents.md",
         f"results/{CONFIG.study}/pages/proponents.html",
         f"results/{CONFIG.study}/provenance.json",
+
+
+# After all rules, whose params it completes.
+include: "rules/recipes.smk"

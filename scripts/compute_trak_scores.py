@@ -2,7 +2,7 @@
 
 from forebear.jobs import measured, start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 from forebear.records import collection_digest, file_digest, read_records
 from forebear.score_files import write_scores
