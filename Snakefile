@@ -1,6 +1,14 @@
+import os
+import sys
+
 from snakemake.utils import min_version
 
 min_version("9.10")
+
+# This workflow's own engine, whichever one is installed: here, and in its jobs.
+ENGINE = f"{workflow.basedir}/scripts"
+sys.path.insert(0, ENGINE)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ENGINE, os.environ.get("PYTHONPATH")]))
 
 
 configfile: "config.yaml"

@@ -6,6 +6,11 @@ from snakemake.exceptions import WorkflowError
 from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
 from forebear.estimators import COLUMNS, ESTIMATORS, documents_point, inverse_points, scoring_passes
 
+# What is made from no file is made from this one, whose time lies between that of every real file
+# and those that recipes.smk gives to files of another recipe.
+ORIGIN = "results/.origin"
+ORIGIN_TIME = 10**15  # in ns: January 1970
+
 
 def data_of(point):
     """The stage whose data a curvature point is about: pretraining@finetuning → pretraining."""
@@ -33,7 +38,9 @@ def published(wildcards):
 def checkpoint_files(wildcards):
     """The files of a checkpoint that is a folder; one from the hub has its revision."""
     path = published(wildcards).path
-    return sorted(str(file) for file in path.glob("*") if file.is_file()) if path else []
+    return (
+        sorted(str(file) for file in path.glob("*") if file.is_file()) if path else present(ORIGIN)
+    )
 
 
 def previous_stage(study, stage):
@@ -69,6 +76,8 @@ def corpus_input(wildcards):
     chosen = (
         study_of(wildcards).candidates and wildcards.dataset not in study_of(wildcards).stage_names
     )
+    if embedded_corpus(wildcards):
+        return present(corpus_file(wildcards) or ORIGIN)
     return corpus_file(wildcards) if chosen else present(corpus_file(wildcards))
 
 

@@ -2,8 +2,6 @@
 # file of another config, code or data is made again whatever became of the jobs between. No rule stands here.
 import atexit
 import os
-import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -56,36 +54,29 @@ for maker in workflow.rules:
     name_recipe(maker)
 
 
-# A time before any other; Snakemake takes 0 for none.
-OUTDATED = 10**9
-
-# Snakemake knows only after reading its rules that a run is a dry one.
-DRY = any(re.fullmatch("--dry-?run|-[A-Za-z]*n[A-Za-z]*", argument) for argument in sys.argv)
-
-
 def outdate(path, receipt):
     """Let Snakemake see that a file is of another recipe, also where its own records are gone or say otherwise.
 
-    Such a file becomes older than all that it was made from, and gets its time back with its recipe.
-    One that was made from no file would not be noticed so: it goes.
+    Such a file becomes older than all that it was made from, which may be outdated too, and gets its
+    time back with its recipe.
     """
     try:
         current = receipt["recipe"] == recipe_of(str(path))
-        made_from, *_ = maker_of(str(path)).expand_input(
-            maker_of(str(path)).get_wildcards(str(path))
-        )
     except WorkflowError:  # nothing that this config can make
         return
-    marked = os.lstat(path).st_mtime_ns == OUTDATED
+    marked = os.lstat(path).st_mtime_ns < ORIGIN_TIME
     if current and marked:
         os.utime(path, ns=(receipt["mtime_ns"],) * 2)
-    elif not current and made_from and not marked:
-        os.utime(path, ns=(OUTDATED, OUTDATED))
-    elif not current and not made_from and not DRY:
-        path.unlink()
+    elif not current and not marked:
+        os.utime(path, ns=(ORIGIN_TIME - (1 + len(receipt["made_from"])) * 10**9,) * 2)
 
 
-if workflow.is_main_process and os.access("results", os.W_OK):
+if workflow.is_main_process and os.access(
+    next(p for p in ("results", ".") if os.path.isdir(p)), os.W_OK
+):
+    os.makedirs("results", exist_ok=True)
+    Path(ORIGIN).touch()
+    os.utime(ORIGIN, ns=(ORIGIN_TIME, ORIGIN_TIME))
     for found in Path("results").glob(f"*/{FOLDER}/**/*.json"):
         file = file_of(found)
         if file.is_file() and not file.is_symlink() and maker_of(str(file)):
