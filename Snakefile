@@ -3,7 +3,7 @@ import sys
 
 from snakemake.utils import min_version
 
-min_version("9.10")
+min_version("9.20")
 
 # This workflow's own engine, whichever one is installed: here, and in its jobs.
 ENGINE = f"{workflow.basedir}/scripts"
@@ -33,6 +33,8 @@ include: "rules/report.smk"
 
 onstart:
     require_writable("results")
+    for sentence in merged_studies(workflow.configfiles):
+        print(sentence, file=sys.stderr)
 
 
 rule all:
@@ -43,6 +45,7 @@ rule all:
         f"results/{CONFIG.study}/proponents.md",
         f"results/{CONFIG.study}/pages/proponents.html",
         f"results/{CONFIG.study}/provenance.json",
+        f"results/{CONFIG.study}/config.yaml",
 
 
 # After all rules, whose params it completes.
