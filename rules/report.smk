@@ -36,7 +36,7 @@ rule write_config:
     output:
         config="results/{study}/config.yaml",
     log:
-        "results/{study}/write_config.log",
+        "results/{study}/logs/write_config.log",
     localrule: True
     conda:
         "../envs/forebear.yaml"
