@@ -1,6 +1,14 @@
+import os
+import sys
+
 from snakemake.utils import min_version
 
-min_version("9.10")
+min_version("9.20")
+
+# This workflow's own engine, whichever one is installed: here, and in its jobs.
+ENGINE = f"{workflow.basedir}/scripts"
+sys.path.insert(0, ENGINE)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ENGINE, os.environ.get("PYTHONPATH")]))
 
 
 configfile: "config.yaml"
@@ -25,6 +33,8 @@ include: "rules/report.smk"
 
 onstart:
     require_writable("results")
+    for sentence in merged_studies(workflow.configfiles):
+        print(sentence, file=sys.stderr)
 
 
 rule all:
@@ -35,3 +45,8 @@ rule all:
         f"results/{CONFIG.study}/proponents.md",
         f"results/{CONFIG.study}/pages/proponents.html",
         f"results/{CONFIG.study}/provenance.json",
+        f"results/{CONFIG.study}/config.yaml",
+
+
+# After all rules, whose params it completes.
+include: "rules/recipes.smk"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from forebear.config import parse_config, refuse_duplicate_keys
+from forebear.config import merged_studies, parse_config, refuse_duplicate_keys
 from forebear.digests import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS

@@ -2,6 +2,8 @@
 
 
 rule fetch_data:
+    input:
+        origin=lambda w: present(ORIGIN),
     output:
         records="results/{study}/fetched/{dataset}.jsonl",
     log:

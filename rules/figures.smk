@@ -124,7 +124,8 @@ rule publish_figure:
     params:
         study=CONFIG.study,
         figure="{figure}",
+        engine=engine("publish_figure"),
     message:
         "publish the figure {wildcards.figure} of {params.study}"
-    shell:
-        "cp {input.figure} {output.figure} > {log} 2>&1"
+    script:
+        "../scripts/publish_figure.py"

@@ -7,6 +7,11 @@ from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
 from forebear.estimators import COLUMNS, ESTIMATORS, documents_point, inverse_points, scoring_passes
 from forebear.sources import source_files
 
+# What is made from no file is made from this one, whose time lies between that of every real file
+# and those that recipes.smk gives to files of another recipe.
+ORIGIN = "results/.origin"
+ORIGIN_TIME = 10**15  # in ns: January 1970
+
 
 def data_of(point):
     """The stage whose data a curvature point is about: pretraining@finetuning → pretraining."""
@@ -34,7 +39,9 @@ def published(wildcards):
 def checkpoint_files(wildcards):
     """The files of a checkpoint that is a folder; one from the hub has its revision."""
     path = published(wildcards).path
-    return sorted(str(file) for file in path.glob("*") if file.is_file()) if path else []
+    return (
+        sorted(str(file) for file in path.glob("*") if file.is_file()) if path else present(ORIGIN)
+    )
 
 
 def previous_stage(study, stage):
@@ -110,8 +117,10 @@ def corpus_source(wildcards):
 def corpus_input(wildcards):
     """The files behind a data set."""
     corpus = study_of(wildcards).corpus
-    if isinstance(corpus, ProseCorpus):
-        return list(map(str, source_files(corpus.file))) if corpus.file else []
+    if isinstance(corpus, ProseCorpus) and corpus.file:
+        return list(map(str, source_files(corpus.file)))
+    if embedded_corpus(wildcards):
+        return present(ORIGIN)
     return chosen_file(wildcards) or source_input(wildcards.study, wildcards.dataset)
 
 

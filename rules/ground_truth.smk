@@ -65,6 +65,7 @@ rule retrain:
         gpus=from_study("gpus"),
         trust_remote_code=from_study("trust_remote_code"),
         bank="results/{study}/ground_truth/retrainings",
+        accept_other_versions=lambda w: study_of(w).ground_truth.accept_other_versions,
         engine=engine("retrain"),
     message:
         with_needs(

@@ -30,6 +30,26 @@ rule gather_provenance:
         "../scripts/gather_provenance.py"
 
 
+rule write_config:
+    input:
+        origin=lambda w: present(ORIGIN),
+    output:
+        config="results/{study}/config.yaml",
+    log:
+        "results/{study}/logs/write_config.log",
+    localrule: True
+    conda:
+        "../envs/forebear.yaml"
+    params:
+        study="{study}",
+        config=lambda w: study_of(w).model_dump(mode="json"),
+        engine=engine("write_config"),
+    message:
+        "{wildcards.study}: write the config down as it counts, with defaults"
+    script:
+        "../scripts/write_config.py"
+
+
 rule render_pages:
     input:
         proponents="results/{study}/proponents.md",

@@ -2,7 +2,7 @@
 
 from forebear.jobs import measured, start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 from forebear.records import Records, collection_digest, file_digest
 from forebear.score_files import write_scores

@@ -2,7 +2,7 @@
 
 from forebear.jobs import start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 from forebear.bank import draw_subsets, write_subsets
 from forebear.records import Records, collection_digest

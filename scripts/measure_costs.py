@@ -2,7 +2,7 @@
 
 from forebear.jobs import start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 import json
 

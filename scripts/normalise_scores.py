@@ -2,7 +2,7 @@
 
 from forebear.jobs import measured, start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 import numpy as np
 

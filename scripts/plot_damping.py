@@ -2,7 +2,7 @@
 
 from forebear.jobs import start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 from forebear.bank import read_bank
 from forebear.evaluation import Bank, sweep_table

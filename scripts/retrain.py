@@ -3,7 +3,7 @@
 from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forebear.bank import plan_retrainings, read_subsets, retraining_key, write_shard
+from forebear.bank import key_of_any_version, plan_retrainings, read_subsets, retraining_key, write_shard
 from forebear.chat import Chat
 from forebear.checkpoints import device_for, load_model, load_tokenizer, save_checkpoint
 from forebear.manifests import read_manifest
@@ -43,11 +43,14 @@ recipe = {
     "engine": params.engine,
 }
 plan = plan_retrainings(params.subsets, params.repeats, params.seed)[params.shard - 1 :: params.shards]
-keys = []
+keys, bank = [], Path(params.bank)
 for retraining in progress(plan, "retrainings", "model"):
     masks = {stage: masks[retraining.subset] for stage, masks in subsets.items()}
-    key = retraining_key(recipe, np.concatenate([masks[stage] for stage in params.attributed]), retraining.seed)
-    folder = Path(params.bank) / key
+    mask = np.concatenate([masks[stage] for stage in params.attributed])
+    key = retraining_key(recipe, mask, retraining.seed)
+    if params.accept_other_versions:
+        key = key_of_any_version(bank, key, params.stages[-1])
+    folder = bank / key
     if not (folder / params.stages[-1] / "manifest.json").exists():
         initial = (
             load_model(Path(files.initial).parent, trust_remote_code=params.trust_remote_code).requires_grad_(True)

@@ -2,7 +2,7 @@
 
 from forebear.jobs import start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 from forebear.records import write_records
 from forebear.tracing import Counts, choose_candidates, read_facts, read_sentences

@@ -3,7 +3,7 @@
 from forebear.devices import lease_devices
 from forebear.jobs import measured, start
 
-start(snakemake.log[0], snakemake.threads)
+start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 from dataclasses import asdict

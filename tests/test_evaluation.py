@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from forebear.bank import draw_subsets, plan_retrainings, read_shards, retraining_key, write_shard
+from forebear.bank import draw_subsets, key_of_any_version, plan_retrainings, read_shards, retraining_key, write_shard
 from forebear.evaluation import (
     Bank,
     document_effects,
@@ -163,3 +163,20 @@ def test_queries_without_scores_are_left_out(generator):
     )
     assert row == alone
     assert (row["queries"], row["pairs"]) == (4, 160)
+
+
+def test_a_retraining_of_another_version_is_another_and_can_be_accepted(tmp_path, monkeypatch):
+    mask = np.array([True, False])
+    new = retraining_key({"epochs": 2}, mask, 0)
+    monkeypatch.setattr("forebear.bank.library_versions", lambda: {"torch": "1.0", "transformers": "4.9"})
+    old = retraining_key({"epochs": 2}, mask, 0)
+    assert old.endswith("-torch-1.0-transformers-4.9")
+    assert old != new
+    assert key_of_any_version(tmp_path, new, "finetuning") == new
+    finished = tmp_path / old / "finetuning/manifest.json"
+    finished.parent.mkdir(parents=True)
+    assert key_of_any_version(tmp_path, new, "finetuning") == new
+    finished.touch()
+    assert key_of_any_version(tmp_path, new, "finetuning") == old
+    another = retraining_key({"epochs": 3}, mask, 0)
+    assert key_of_any_version(tmp_path, another, "finetuning") == another

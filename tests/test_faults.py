@@ -95,7 +95,8 @@ def test_no_changed_byte_is_read(eigenvalues):
 WRITE_UNDER_A_LIMIT = """
 import resource, sys
 from forebear.jobs import start
-start(sys.argv[2], 1)
+from types import SimpleNamespace
+start(SimpleNamespace(log=[sys.argv[2]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
 import torch
 from forebear.factor_files import create_factors
 limit = int(sys.argv[3])

@@ -10,6 +10,7 @@ import pytest
 from forebear.errors import ForebearError
 from forebear.pages import evaluation_page, markdown_page
 from forebear.provenance import gather_provenance
+from forebear.receipts import receipt_path, write_receipts
 from forebear.store import create
 
 
@@ -48,6 +49,21 @@ def test_a_job_is_known_by_the_record_at_the_end_of_its_log(tmp_path):
         "train/a": {"seconds": 2.5, "peak_bytes": 10, "device": "cpu"},
         "train/cached": {"cached": True},
     }
+
+
+def test_a_file_names_the_versions_that_made_it_where_they_are_not_todays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = Path("results/mine/table.csv")
+    table.parent.mkdir(parents=True)
+    table.write_text("a")
+    write_receipts([table], "r", {})
+    described = gathered(tmp_path, table)["files"][str(table)]
+    assert described["recipe"] == "r"
+    assert "other_versions" not in described
+    receipt = json.loads(receipt_path(table).read_text())
+    receipt["versions"]["torch"] = "1.0"
+    receipt_path(table).write_text(json.dumps(receipt))
+    assert gathered(tmp_path, table)["files"][str(table)]["other_versions"] == {"torch": "1.0"}
 
 
 def test_nothing_of_the_environment_is_told(tmp_path, monkeypatch):

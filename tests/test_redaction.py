@@ -12,7 +12,8 @@ JOB = """
 import logging, sys, warnings
 from forebear.errors import ForebearError
 from forebear.jobs import start
-start(sys.argv[1], 1)
+from types import SimpleNamespace
+start(SimpleNamespace(log=[sys.argv[1]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
 address = "https://me:hunter2@hub.example/model"
 print("fetching", address, "with top-secret")
 logging.getLogger("some.library").error("could not reach %s", address)

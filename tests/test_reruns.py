@@ -66,12 +66,15 @@ def planner():
 
 
 def planned_rules(planner: Planner, folder: Path, every_pass: bool = True) -> set[str]:
-    """What would run, without the rule that follows every job and every edit.
+    """What would run, without the rules that follow every edit.
 
     The passes over the documents, rules that are written in a loop, go by the name of their
     script; if `every_pass`, only if all of them would run.
     """
-    planned = {RESCORING.sub("rescore_documents", name) for name in planner.rules(folder)} - {"gather_provenance"}
+    planned = {RESCORING.sub("rescore_documents", name) for name in planner.rules(folder)} - {
+        "gather_provenance",
+        "write_config",
+    }
     passes = {name for name in planned if name.startswith("compute_pairwise_scores")}
     if passes == PASSES or (passes and not every_pass):
         return planned - passes | {"compute_pairwise_scores"}
@@ -135,6 +138,7 @@ EDITS = {
     "`ground_truth.fraction`": 0.4,
     "`ground_truth.repeats`": 4,
     "`ground_truth.shards`": 3,
+    "`ground_truth.accept_other_versions`": True,
     "`compression`": {"rank": 2},
     "`cost`": {"sizes": [{"hidden_size": 8}, {"hidden_size": 12}, {"hidden_size": 20}]},
     "`sweep`": {"own": [0.1, 1.0]},

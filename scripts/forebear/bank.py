@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from forebear.errors import ForebearError
-from forebear.manifests import read_manifest
+from forebear.manifests import NAME, read_manifest
+from forebear.recipes import library_versions
 from forebear.store import Attributes, create, open_checked
 
 _SUBSET_STREAM = 3
@@ -47,14 +48,27 @@ def plan_retrainings(subsets: int, repeats: int, seed: int) -> list[Retraining]:
 
 
 def retraining_key(recipe: Mapping, mask: np.ndarray, seed: int) -> str:
-    """Names a retraining by what it depends on.
+    """Names a retraining by what it depends on, and by the versions of the libraries that train.
 
     Args:
         recipe: model, schedules, digests of the training data and of the engine, JSON-compatible.
         mask: [N] bool over the documents of all attributed stages.
     """
     content = json.dumps([recipe, seed], sort_keys=True).encode() + np.packbits(mask).tobytes()
-    return hashlib.sha256(content).hexdigest()[:32]
+    made_by = [f"{name}-{library_versions()[name]}" for name in ("torch", "transformers")]
+    return "-".join([hashlib.sha256(content).hexdigest()[:32], *made_by])
+
+
+def key_of_any_version(bank: Path, key: str, last: str) -> str:
+    """The key itself if its retraining is finished, else one that differs in versions alone and is, else the key.
+
+    Args:
+        bank: the folder of all retrainings.
+        last: the last stage, whose model a finished one has.
+    """
+    digest = key.partition("-")[0]
+    finished = sorted(path.parents[1].name for path in bank.glob(f"{digest}*/{last}/{NAME}"))
+    return key if key in finished or not finished else finished[-1]
 
 
 def write_shard(

@@ -4,6 +4,7 @@
 are in study_config and corpus_config.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -85,6 +86,22 @@ def refuse_duplicate_keys(path: str | Path) -> None:
                     )
                 lines[key.value] = line
                 waiting.append(value)
+
+
+def merged_studies(paths: Sequence[str | Path]) -> list[str]:
+    """A sentence for every study that stands in several config files: Snakemake merges these key by key."""
+    files_of: dict[str, list[str]] = {}
+    for path in paths:
+        with Path(path).open(encoding="utf-8") as handle:
+            studies = (yaml.safe_load(handle) or {}).get("studies") or {}
+        for name in studies:
+            files_of.setdefault(name, []).append(str(path))
+    return [
+        f"The study {name} stands in {' and '.join(files)}: a key that the last of them leaves out is the earlier "
+        f"one's, not the default; results/{name}/config.yaml shows what counts."
+        for name, files in files_of.items()
+        if len(files) > 1
+    ]
 
 
 def _sentence(error: ValidationError) -> str:

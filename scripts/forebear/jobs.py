@@ -11,17 +11,29 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 from forebear.errors import ForebearError
 from forebear.progress import OUTSIDE_FD
+from forebear.receipts import joined_makings, write_receipts
 from forebear.redaction import redacted
 from forebear.writing import explained_write
 
 RECORD = "job: "  # begins the last line of a job's log
+
+
+class Job(Protocol):
+    """What Snakemake gives a script."""
+
+    log: Sequence[str]
+    threads: int
+    input: Sequence[str]
+    output: Sequence[str]
+    params: Any  # with `recipe`
 
 
 class _Log(io.TextIOWrapper):
@@ -32,13 +44,14 @@ class _Log(io.TextIOWrapper):
         return len(text)
 
 
-def start(log: str, threads: int) -> None:
-    """Redirect this process to `log`, set its number of threads, and note at its end what it took.
+def start(job: Job) -> None:
+    """Redirect this process to the job's log, set its threads, and note at its end what it took and made.
 
     A ForebearError ends the process with its sentence and exit code 1; any other
     exception with its traceback, because then the mistake is ours.
     """
     sys.excepthook = _say
+    log, threads = job.log[0], job.threads
     with explained_write(log):
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -50,7 +63,7 @@ def start(log: str, threads: int) -> None:
     )
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(threads)
-    atexit.register(_leave_record, threads, time.perf_counter())
+    atexit.register(_leave_record, job, joined_makings(job.input), time.perf_counter())
 
 
 def warn(sentence: str) -> None:
@@ -64,7 +77,10 @@ def warn(sentence: str) -> None:
         os.write(int(outside), text.encode())
 
 
-def _leave_record(threads: int, began: float) -> None:
+def _leave_record(job: Job, made_from: dict[str, str], began: float) -> None:
+    """Of a job that ended well: `_say` lets no other get here."""
+    write_receipts(job.output, job.params.recipe, made_from)
+    threads = job.threads
     record = {"seconds": time.perf_counter() - began, "peak_bytes": _peak_bytes(), "threads": threads, **_device()}
     print(RECORD + json.dumps(record), flush=True)
 
@@ -89,10 +105,11 @@ def _peak_bytes() -> int:
 def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if issubclass(kind, ForebearError):
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)  # at once: on a full disk HDF5's own clean-up would go on complaining, or crash
     else:
         sys.__excepthook__(kind, error, traceback)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # at once: on a full disk HDF5's own clean-up would go on complaining, or crash
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Nothing is read from the environment, so no token or password can get in.
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,9 @@ import forebear
 from forebear.errors import ForebearError
 from forebear.jobs import RECORD
 from forebear.manifests import NAME
+from forebear.receipts import read_receipt, versions
 from forebear.records import file_digest
 from forebear.store import read_attributes
-
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "h5py", "pandas", "bm25s", "snakemake")
 
 
 def gather_provenance(
@@ -32,17 +30,19 @@ def gather_provenance(
         logs: folder of the jobs' logs, also of jobs that an earlier config asked for.
 
     Returns:
-        `files`: path → SHA-256 and bytes, and what HDF5 artifacts and manifests say of themselves;
+        `versions`: of today; `files`: path → SHA-256 and bytes, what HDF5 artifacts and manifests say of
+        themselves, the recipe, and as `other_versions` those of libraries that were others when the file was made;
         `jobs`: rule/job → wall time in seconds, peak memory in bytes, device; `cached` marks jobs
         whose outputs came from Snakemake's cache.
     """
+    now = {"forebear": forebear.__version__, **versions()}
     return {
         "study": study,
         "config": config,
         "seeds": seeds,
-        "versions": _versions(),
+        "versions": now,
         "platform": platform.platform(),
-        "files": {str(path): _describe(Path(path)) for path in files},
+        "files": {str(path): _describe(Path(path), now) for path in files},
         "jobs": {
             str(log.relative_to(logs).with_suffix("")): record
             for log in sorted(logs.rglob("*.log"))
@@ -51,17 +51,7 @@ def gather_provenance(
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {"forebear": forebear.__version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _describe(path: Path) -> dict:
+def _describe(path: Path, now: Mapping[str, str]) -> dict:
     try:
         described = {"sha256": file_digest(path), "bytes": path.stat().st_size}
     except OSError as error:
@@ -74,6 +64,10 @@ def _describe(path: Path) -> dict:
         }
     elif path.name == NAME:
         described |= json.loads(path.read_text(encoding="utf-8"))
+    if receipt := read_receipt(path) if len(path.parts) > 2 else None:
+        described["recipe"] = receipt["recipe"]
+        others = {name: made for name, made in receipt["versions"].items() if now.get(name) != made}
+        described |= {"other_versions": others} if others else {}
     return described
 
 

@@ -52,8 +52,12 @@ def joined_cost(before: Attributes, attributes: Attributes) -> dict:
 
 
 def params_digest(params: Mapping) -> str:
-    """Digest of all parameters of a job but its shard, JSON-compatible: shards that go together have the same."""
-    content = json.dumps({key: value for key, value in params.items() if key != "shard"}, sort_keys=True)
+    """Digest of a job's own parameters, JSON-compatible.
+
+    Without its shard, as shards that go together have the same, and without its recipe, as files say
+    themselves what they were made from.
+    """
+    content = json.dumps({k: v for k, v in params.items() if k not in ("shard", "recipe")}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

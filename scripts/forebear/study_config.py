@@ -115,6 +115,8 @@ class GroundTruth(Section):
     """How many of the subsets are retrained with another seed too, for the noise ceiling."""
     shards: int = Field(2, ge=1)
     """Into how many jobs the retrainings are split."""
+    accept_other_versions: bool = False
+    """Use finished retrainings of other versions of torch and transformers, in place of training again."""
 
     @model_validator(mode="after")
     def _repeats_are_subsets(self):
