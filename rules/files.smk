@@ -39,9 +39,9 @@ def published(wildcards):
 def checkpoint_files(wildcards):
     """The files of a checkpoint that is a folder; one from the hub has its revision."""
     path = published(wildcards).path
-    return (
-        sorted(str(file) for file in path.glob("*") if file.is_file()) if path else present(ORIGIN)
-    )
+    if not path:
+        return present(ORIGIN)
+    return there(path, sorted(str(file) for file in path.glob("*") if file.is_file()))
 
 
 def previous_stage(study, stage):
@@ -59,9 +59,21 @@ def checkpoint_before(wildcards):
     return manifest(wildcards.study, stage) if stage else []
 
 
+def there(path, found):
+    """What was found of a user's path, as an input. A dry run needs no data; a run begins with none of it missing.
+
+    Otherwise Snakemake would first remove what was made from it when it was there.
+    """
+    if path and not found and workflow.executor_plugin and not workflow.dryrun:
+        raise WorkflowError(
+            f"{path}: there is no such file; check the config, or bring it back (is a drive not mounted?)."
+        )
+    return found
+
+
 def present(path):
-    """A user's file as an input, if it is there yet: a dry run needs no data, and a job that misses it says so."""
-    return path if path and os.path.exists(path) else []
+    """A user's file or folder as an input."""
+    return there(path, path if path and os.path.exists(path) else [])
 
 
 def brought(study, dataset):
@@ -97,7 +109,9 @@ def source_input(study, dataset):
     source, described = local_source(study, dataset), brought(study, dataset)
     if not source:
         return []
-    return source["path"] if described["hub"] else list(map(str, source_files(source["path"])))
+    if described["hub"]:
+        return source["path"]
+    return there(source["path"], list(map(str, source_files(source["path"]))))
 
 
 def chosen_file(wildcards):
@@ -118,7 +132,7 @@ def corpus_input(wildcards):
     """The files behind a data set."""
     corpus = study_of(wildcards).corpus
     if isinstance(corpus, ProseCorpus) and corpus.file:
-        return list(map(str, source_files(corpus.file)))
+        return there(corpus.file, list(map(str, source_files(corpus.file))))
     if embedded_corpus(wildcards):
         return present(ORIGIN)
     return chosen_file(wildcards) or source_input(wildcards.study, wildcards.dataset)
