@@ -1,6 +1,7 @@
 """A config is filled with defaults, and a mistake in it is one sentence that names the key."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,38 @@ def test_the_reference_page_is_that_of_the_schema():
     from forebear.config import reference
 
     assert reference() in (ROOT / "docs/config.md").read_text(encoding="utf-8")
+
+
+CORPUS = {"documents": {"pretraining": "a.jsonl", "finetuning": "b.jsonl"}, "queries": "q.jsonl"}
+HUB = {"hub": "org/data", "revision": "v1"}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ({**CORPUS, "queries": {"hub": "org/data"}}, "`hub` needs a `revision`"),
+        ({**CORPUS, "queries": {"path": "a.jsonl", "revision": "v1"}}, "`path` has none"),
+        ({**CORPUS, "queries": {**HUB, "path": "a.jsonl"}}, "give either `path` or `hub`"),
+        ({**CORPUS, "queries": {"text": "column"}}, "give either `path` or `hub`"),
+        ({**CORPUS, "queries": {"path": "a.jsonl", "name": "subset"}}, "`name` is for a data set on the hub"),
+        ({**CORPUS, "queries": {**HUB, "hub": "https://somewhere/org/data"}}, "must be a name"),
+        ({**CORPUS, "queries": {**HUB, "columns": {"text": "a"}}}, "unknown key"),
+        ({**CORPUS, "queries": {**HUB, "limit": 0}}, "greater than or equal to 1"),
+        ({**CORPUS, "documents": {**CORPUS["documents"], "finetuning": {**HUB, "limit": 3}}, "limit": {"finetuning": 2}},
+         "has two limits"),
+    ],
+)  # fmt: skip
+def test_a_wrong_source_is_one_sentence(corpus, words: str):
+    with pytest.raises(ForebearError, match=re.escape(words)) as caught:
+        parse_config(changed("studies.tiny.corpus", corpus))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plain_path_is_a_source_and_columns_are_those_that_are_named():
+    corpus = {**CORPUS, "limit": {"pretraining": 5}, "queries": {**HUB, "prompt": "question", "split": "test"}}
+    study = parse_config(changed("studies.tiny.corpus", corpus)).studies["tiny"]
+    plain = study.corpus.documents["pretraining"].described(study.corpus.limit["pretraining"])
+    nothing = dict.fromkeys(("path", "hub", "revision", "name", "split", "limit"))
+    assert plain == {**nothing, "path": "a.jsonl", "limit": 5, "columns": {}}
+    named = {**nothing, **HUB, "split": "test", "columns": {"prompt": "question"}}
+    assert study.corpus.queries.described() == named

@@ -132,6 +132,12 @@ def _lengths(path: Path, max_length: int) -> list[int]:
     """Words of the records, in place of tokens; of one record of the greatest length if there are none yet."""
     if not path.is_file():
         return [max_length]
+    return _lengths_as_of(path, path.stat().st_mtime_ns, max_length)
+
+
+@cache
+def _lengths_as_of(path: Path, time: int, max_length: int) -> list[int]:
+    """Read once for all jobs of a dry run, as long as the file is the same."""
     with path.open(encoding="utf-8") as handle:
         return [min(max_length, 2 + len(full_text(json.loads(line)).split())) for line in handle] or [max_length]
 
