@@ -137,9 +137,9 @@ def test_a_model_of_which_little_is_tracked_is_a_warning_everywhere(clone):
         code.read_text()
         + "\n    def __init__(self, config):\n        import torch\n\n        super().__init__(config)\n"
         + "        for layer in self.model.decoder.layers:\n"
-        + "            layer.table = torch.nn.Parameter(torch.zeros(5000))\n        self.post_init()\n"
+        + "            layer.table = torch.nn.Parameter(torch.zeros(500_000))\n        self.post_init()\n"
     )
-    tables = {f"model.decoder.layers.{k}.table": torch.zeros(5000) for k in range(2)}
+    tables = {f"model.decoder.layers.{k}.table": torch.zeros(500_000) for k in range(2)}
     edited_weights(own, lambda w: w.update(tables))
     changed(clone, **{"stages.0.checkpoint": "my/own", "trust_remote_code": True, "max_length": 32})
     config = yaml.safe_load((clone / "config.yaml").read_text())

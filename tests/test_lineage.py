@@ -78,7 +78,7 @@ def test_a_config_alone_tells_what_is_tracked_of_the_model(tmp_path, capsys):
 WARN = """
 import sys
 from forebear.jobs import start, warn
-start(sys.argv[1], 1)
+from types import SimpleNamespace\nstart(SimpleNamespace(log=[sys.argv[1]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
 print("in the log alone")
 warn("little is tracked, https://me:secret@example.org")
 """

@@ -210,7 +210,7 @@ def _described(folder: Path, content: Mapping):
             "them out; upgrade it: pip install -U peft"
         )
     with explained_load(folder, False):
-        described = described.from_pretrained(folder)
+        described = peft.PeftConfig.from_pretrained(folder)
     if described.is_prompt_learning or described.is_adaption_prompt:
         raise ForebearError(f"{folder}: {_kind(content)} {_unmergeable('it is a learned prompt')}")
     return described

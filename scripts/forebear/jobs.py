@@ -78,10 +78,9 @@ def warn(sentence: str) -> None:
 
 
 def _leave_record(job: Job, made_from: dict[str, str], began: float) -> None:
-    """Of a job that ended well: `_say` lets no other get here."""
-    write_receipts(job.output, job.params.recipe, made_from)
-    threads = job.threads
-    record = {"seconds": time.perf_counter() - began, "peak_bytes": _peak_bytes(), "threads": threads, **_device()}
+    record = {"seconds": time.perf_counter() - began, "peak_bytes": _peak_bytes(), "threads": job.threads, **_device()}
+    if not hasattr(sys, "last_value"):  # no exception ended the job
+        write_receipts(job.output, job.params.recipe, made_from)
     print(RECORD + json.dumps(record), flush=True)
 
 
@@ -105,11 +104,10 @@ def _peak_bytes() -> int:
 def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if issubclass(kind, ForebearError):
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # at once: on a full disk HDF5's own clean-up would go on complaining, or crash
     else:
         sys.__excepthook__(kind, error, traceback)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)  # at once: on a full disk HDF5's own clean-up would go on complaining, or crash
 
 
 @contextmanager
