@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from copies import ROOT
-from forebear.checkpoints import link_checkpoint, load_tokenizer, save_checkpoint
+from forebear.checkpoints import link_checkpoint, load_model, load_tokenizer, save_checkpoint
 from forebear.errors import ForebearError
+from forebear.heads import position_logits
 from forebear.sequences import encode
 from forebear.training import build_tokenizer
 from published import SENTENCES, tiny_checkpoint
@@ -128,6 +129,7 @@ sys.meta_path.insert(0, Hidden())
 from pathlib import Path
 from forebear.checkpoints import load_tokenizer
 from forebear.errors import ForebearError
+from forebear.heads import position_logits
 try:
     tokenizer = load_tokenizer(Path(sys.argv[1]))
     print(len(tokenizer), tokenizer("The capital of Cuba")["input_ids"])
@@ -220,6 +222,22 @@ def test_a_saved_tokenizer_keeps_its_chat_template(tmp_path):
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     save_checkpoint(tmp_path / "trained", AutoModelForCausalLM.from_pretrained(folder), tokenizer)
     assert load_tokenizer(tmp_path / "trained").chat_template == tokenizer.chat_template
+
+
+def test_special_tokens_without_a_row_may_be_there_but_not_in_the_data(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    opened(folder)
+    model, tokenizer = load_model(tmp_path / "model-linked"), load_tokenizer(tmp_path / "model-linked")
+    plain, padded = encode([{"id": "1", "text": "Cuba"}, {"id": "2", "text": "Cuba[PAD]"}], tokenizer, 32)
+    assert position_logits(model, plain.ids[None]).isfinite().all()
+    with pytest.raises(
+        ForebearError, match=f"the data has the token {rows}, but the model's embedding has {rows} rows"
+    ):
+        position_logits(model, padded.ids[None])
 
 
 def test_the_tokenizers_of_embedded_studies_are_whole(tmp_path):

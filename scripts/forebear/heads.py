@@ -30,7 +30,18 @@ def classes_by_label(model: PreTrainedModel) -> dict[str, int] | None:
 
 
 def position_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Logits at every position of [B, T] tokens: [B, T, V] over tokens, or [B, T, C] over classes."""
+    """Logits at every position of [B, T] tokens: [B, T, V] over tokens, or [B, T, C] over classes.
+
+    Raises:
+        ForebearError: a token has no row in the embedding.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if (most := int(ids.max())) >= rows:
+        raise ForebearError(
+            f"the data has the token {most}, but the model's embedding has {rows} rows (counted from 0): the tokenizer "
+            "knows tokens that the model does not; take the tokenizer that belongs to the model, or resize the embedding "
+            "(`resize_token_embeddings`) and save both."
+        )
     if is_classifier(model):
         return model.score(model.base_model(ids, use_cache=False).last_hidden_state)
     return model(ids, use_cache=False).logits

@@ -66,7 +66,11 @@ def check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerBase, rows: 
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     if not set(vocabulary) - added - set(tokenizer.all_special_tokens) - {"▁", ""}:
         raise ForebearError(f"{directory}: its tokenizer knows no words, {_why_empty(directory)}.")
-    if rows is not None and (most := max(vocabulary.values()) + 1) > rows:
+    # A library may add special tokens that nothing uses, such as one for padding; `position_logits` sees to the data's.
+    used = {tokenizer.bos_token, tokenizer.eos_token}
+    unused = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - used
+    numbers = [number for token, number in vocabulary.items() if token not in unused]
+    if rows is not None and (most := max(numbers) + 1) > rows:
         raise ForebearError(
             f"{directory}: its tokenizer has {most} tokens, but the model's embedding has {rows} rows; take the "
             "tokenizer that belongs to the model, or resize the embedding (`resize_token_embeddings`) and save both."
