@@ -55,8 +55,6 @@ def _dangers_of_call(node: ast.Call, safe_options: set[str]) -> list[str]:
         return ["a shell command"]
     if "trust_remote_code" in given and not _is_off_or_handed_on(given["trust_remote_code"]):
         return ["trust_remote_code"]
-    if name == "from_pretrained" and called.startswith("peft."):
-        return []  # an adapter has no code, and peft reads its weights as safetensors or with weights_only
     if name == "from_pretrained" and "trust_remote_code" not in given:
         spread = {ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg is None}
         return [] if spread & safe_options else ["from_pretrained without trust_remote_code=False"]

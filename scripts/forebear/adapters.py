@@ -210,7 +210,8 @@ def _described(folder: Path, content: Mapping):
             "them out; upgrade it: pip install -U peft"
         )
     with explained_load(folder, False):
-        described = peft.PeftConfig.from_pretrained(folder)
+        described = described.from_peft_type(**{key: value for key, value in content.items() if key in known})
+    described.inference_mode = True
     if described.is_prompt_learning or described.is_adaption_prompt:
         raise ForebearError(f"{folder}: {_kind(content)} {_unmergeable('it is a learned prompt')}")
     return described
@@ -221,8 +222,8 @@ def _adapted(folder: Path, described, weights: Mapping[str, Tensor], model: PreT
     import peft
 
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder), config=described, torch_device="cpu").eval()
-        loaded = adapted.load_adapter(str(folder), "default", torch_device="cpu")  # again, for what it says
+        adapted = peft.get_peft_model(model, described)
+        loaded = adapted.load_adapter(str(folder), "default", torch_device="cpu")
     except Exception as error:
         raise ForebearError(
             f"{folder}: does not fit the stage before, {previous} ({type(model).__name__}: {reason(error)}); give the "
@@ -234,7 +235,7 @@ def _adapted(folder: Path, described, weights: Mapping[str, Tensor], model: PreT
             f"{folder}: does not fit the stage before, {previous}: {shortened(wrong, 4)} are in one and not in the "
             "other; give the model that it was trained on as the `checkpoint` of the stage before."
         )
-    return adapted
+    return adapted.eval()
 
 
 def _is_copy(name: str, weights: Mapping[str, Tensor]) -> bool:
