@@ -93,6 +93,6 @@ def test_files_that_need_no_lock_are_written_and_read_and_others_name_the_way_ro
 
 @pytest.mark.slow
 def test_a_lock_that_another_process_holds_is_none_of_this(tmp_path, without_locks):
-    said = job(tmp_path, without_locks, errno.EAGAIN)
+    said = job(tmp_path, without_locks, errno.EAGAIN, CUDA_VISIBLE_DEVICES="")  # a job would wait for a GPU
     assert "another process is writing it" in said["factors"]
     assert "HDF5_USE_FILE_LOCKING" not in said["factors"]
