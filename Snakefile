@@ -33,7 +33,7 @@ include: "rules/report.smk"
 
 onstart:
     require_writable("results")
-    for sentence in merged_studies(workflow.configfiles):
+    for sentence in merged_studies(config_files()):
         print(sentence, file=sys.stderr)
 
 

@@ -17,6 +17,17 @@ try:
 except ForebearError as error:
     raise WorkflowError(str(error)) from None
 
+
+def config_files():
+    """In the order in which Snakemake merges them: its own config.yaml, and those of the command line."""
+    given, own = (
+        list(map(os.path.relpath, files))
+        for files in (workflow.overwrite_configfiles, workflow.configfiles)
+    )
+    replaced = workflow.config_settings.replace_workflow_config
+    return given if replaced else [file for file in own if file not in given] + given
+
+
 STAGES = sorted({name for study in CONFIG.studies.values() for name in study.stage_names})
 BASELINES = [name for name, estimator in ESTIMATORS.items() if estimator.is_baseline]
 DERIVED = [name for name, estimator in ESTIMATORS.items() if estimator.base]

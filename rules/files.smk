@@ -1,5 +1,6 @@
 # Which files a job reads, and the points, shards and passes that they are named by. No rule stands here.
 import os
+import sys
 
 from snakemake.exceptions import WorkflowError
 
@@ -62,11 +63,12 @@ def checkpoint_before(wildcards):
 def there(path, found):
     """What was found of a user's path, as an input. A dry run needs no data; a run begins with none of it missing.
 
-    Otherwise Snakemake would first remove what was made from it when it was there.
+    Otherwise Snakemake would first remove what was made from it when it was there. No exception of
+    Snakemake's: it would take that as a reason to use what was made before, whatever the config says now.
     """
     if path and not found and workflow.executor_plugin and not workflow.dryrun:
-        raise WorkflowError(
-            f"{path}: there is no such file; check the config, or bring it back (is a drive not mounted?)."
+        sys.exit(
+            f"error: {path}: there is no such file; check the config, or bring it back (is a drive not mounted?)."
         )
     return found
 

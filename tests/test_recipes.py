@@ -260,3 +260,64 @@ def test_the_workflow_runs_its_own_engine(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "study", copy_function=shutil.copy2)
     run = snakemake(copy, "--forcerun", "evaluate", PYTHONPATH=str(tmp_path / "installed"))
     assert run.returncode == 0, run.stdout
+
+
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory) -> Path:
+    """A study on files of the user's, and a folder of them, that was run to its end."""
+    described = config(0)
+    documents = {"pretraining": "documents", "finetuning": "pairs.jsonl"}
+    described["studies"]["tiny"]["corpus"] = {"documents": documents, "queries": "questions.jsonl"}
+    folder = copy_workflow(tmp_path_factory.mktemp("own") / "study", described)
+    (folder / "documents/inner").mkdir(parents=True)
+    for name in ("documents/inner/one.jsonl", "pairs.jsonl", "questions.jsonl"):
+        (folder / name).write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    for script in (folder / "scripts").glob("*.py"):
+        script.write_text(STAND_IN.replace("__NAME__", script.stem))
+    run = snakemake(folder)
+    assert run.returncode == 0, run.stdout
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["questions.jsonl", "documents/inner/one.jsonl"])
+def test_other_content_with_an_older_time_is_noticed(own_files, name: str):
+    file = own_files / name
+    before = file.stat()
+    file.write_text(file.read_text().replace("a", "c"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns - 10**12))
+    planned = snakemake(own_files, "--dry-run").stdout
+    assert "prepare_data" in planned
+    assert "evaluate" in planned
+    run = snakemake(own_files)
+    assert run.returncode == 0, run.stdout
+    file.touch()
+    assert "Nothing to be done" in snakemake(own_files).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["questions.jsonl", "documents"])
+def test_a_file_that_is_away_for_one_command_costs_nothing(own_files, tmp_path, name: str):
+    before = made(own_files)
+    shutil.move(own_files / name, tmp_path / "away")
+    run = snakemake(own_files)
+    assert run.returncode == 1
+    assert f"{name}: there is no such file; check the config, or bring it back" in run.stdout
+    assert "Traceback" not in run.stdout
+    assert snakemake(own_files, "--dry-run").returncode == 0
+    shutil.move(tmp_path / "away", own_files / name)
+    assert "Nothing to be done" in snakemake(own_files).stdout
+    assert made(own_files) == before
+
+
+@pytest.mark.slow
+def test_the_config_is_shown_as_it_counts(folder, tmp_path):
+    """Sections of one study from two files, and defaults."""
+    copy = shutil.copytree(folder, tmp_path / "study", copy_function=shutil.copy2)
+    shutil.copy(ROOT / "scripts/write_config.py", copy / "scripts")
+    (copy / "more.yaml").write_text("studies: {tiny: {top: 3}}\n")
+    run = snakemake(copy, "results/tiny/config.yaml", "--configfile", "config.yaml", "more.yaml")
+    assert run.returncode == 0, run.stdout
+    assert "The study tiny stands in config.yaml and more.yaml" in run.stdout
+    shown = yaml.safe_load((copy / "results/tiny/config.yaml").read_text())["studies"]["tiny"]
+    assert (shown["top"], shown["max_length"], shown["label_samples"]) == (3, 32, 1)
