@@ -75,22 +75,26 @@ class Records(Sequence[dict]):
     path: str | Path
 
     @cached_property
-    def _lines(self) -> tuple[np.ndarray, np.ndarray]:
-        """The file's bytes, mapped, and where each line ends, [N + 1] with 0 before the first."""
-        content = np.memmap(self.path, np.uint8, "r") if Path(self.path).stat().st_size else np.empty(0, np.uint8)
-        parts = range(0, len(content), _SCANNED)
-        ends = [np.flatnonzero(content[first : first + _SCANNED] == ord("\n")) + first + 1 for first in parts]
-        return content, np.concatenate([np.zeros(1, np.int64), *ends])
+    def _ends(self) -> np.ndarray:
+        """Where each line ends, [N + 1] with 0 before the first."""
+        ends, first = [np.zeros(1, np.int64)], 0
+        with Path(self.path).open("rb") as handle:
+            while part := handle.read(_SCANNED):
+                ends.append(np.flatnonzero(np.frombuffer(part, np.uint8) == ord("\n")) + first + 1)
+                first += len(part)
+        return np.concatenate(ends)
 
     def __len__(self) -> int:
-        return len(self._lines[1]) - 1
+        return len(self._ends) - 1
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        content, ends = self._lines
-        return self._parsed(content[ends[index] : ends[index + 1]].tobytes(), index)
+        start, end = self._ends[index : index + 2].tolist()
+        with Path(self.path).open("rb") as handle:
+            handle.seek(start)
+            return self._parsed(handle.read(end - start), index)
 
     def __iter__(self) -> Iterator[dict]:
         with Path(self.path).open("rb") as handle:

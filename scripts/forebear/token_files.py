@@ -101,6 +101,7 @@ def open_sequences(
     end: bool = True,
     classes: Mapping[str, int] | None = None,
     chat: Chat = DEFAULT_CHAT,
+    digest: str | None = None,
     small: int = SMALL,
 ) -> Sequence[Example]:
     """The examples of a prepared file of records, as `encode` makes them.
@@ -109,13 +110,16 @@ def open_sequences(
     beside it. It is made if it is not there, if anything that it depends on has changed,
     or if it is damaged. Two jobs may make it at the same time.
 
+    Args:
+        digest: `file_digest` of the records, if it is known already.
+
     Raises:
         ForebearError: a record has no token to predict; see `encode`.
     """
     records = Path(records)
     if records.stat().st_size <= small:
         return encode(read_records(records), tokenizer, max_length, end, classes, chat)
-    digest = file_digest(records)
+    digest = digest or file_digest(records)
     described = [_tokenizer_digest(tokenizer), max_length, end, classes and dict(classes), asdict(chat), _versions()]
     options = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     path = records.parent / "tokens" / f"{records.stem}.{digest[:16]}.{options[:16]}.npz"
