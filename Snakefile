@@ -8,7 +8,7 @@ min_version("9.20")
 # This workflow's own engine, whichever one is installed: here, and in its jobs.
 ENGINE = f"{workflow.basedir}/scripts"
 sys.path.insert(0, ENGINE)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ENGINE, os.environ.get("PYTHONPATH")]))
+os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [ENGINE, os.getenv("PYTHONPATH")])))
 
 
 configfile: "config.yaml"
