@@ -1,12 +1,13 @@
 # Which files a job reads, and the points, shards and passes that they are named by. No rule stands here.
 import os
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
 from forebear.estimators import COLUMNS, ESTIMATORS, documents_point, inverse_points, scoring_passes
-from forebear.sources import source_files
+from forebear.sources import check_found, source_files
 
 # What is made from no file is made from this one, whose time lies between that of every real file
 # and those that recipes.smk gives to files of another recipe.
@@ -42,7 +43,10 @@ def checkpoint_files(wildcards):
     path = published(wildcards).path
     if not path:
         return present(ORIGIN)
-    return there(path, sorted(str(file) for file in path.glob("*") if file.is_file()))
+    files = sorted(str(file) for file in path.glob("*") if file.is_file())
+    if not files:
+        refuse_missing(f"{path}: there is no such folder, or it is empty; correct `checkpoint`.")
+    return files
 
 
 def previous_stage(study, stage):
@@ -60,16 +64,23 @@ def checkpoint_before(wildcards):
     return manifest(wildcards.study, stage) if stage else []
 
 
-def there(path, found):
-    """What was found of a user's path, as an input. A dry run needs no data; a run begins with none of it missing.
+def refuse_missing(sentence):
+    """End a run, but not a dry one, where what somebody brings is not there, before anything is removed.
 
-    Otherwise Snakemake would first remove what was made from it when it was there. No exception of
-    Snakemake's: it would take that as a reason to use what was made before, whatever the config says now.
+    No exception of Snakemake's: it would take that as a reason to use what was made before, whatever
+    the config says now.
     """
-    if path and not found and workflow.executor_plugin and not workflow.dryrun:
-        sys.exit(
-            f"error: {path}: there is no such file; check the config, or bring it back (is a drive not mounted?)."
-        )
+    if workflow.executor_plugin and not workflow.dryrun:
+        sys.exit(f"error: {sentence}")
+
+
+def there(path, found):
+    """What was found of a user's path, as an input; a dry run needs no data."""
+    if path and not found:
+        try:
+            check_found(Path(path), found)
+        except ForebearError as error:
+            refuse_missing(error)
     return found
 
 

@@ -302,7 +302,7 @@ def test_a_file_that_is_away_for_one_command_costs_nothing(own_files, tmp_path, 
     shutil.move(own_files / name, tmp_path / "away")
     run = snakemake(own_files)
     assert run.returncode == 1
-    assert f"{name}: there is no such file; check the config, or bring it back" in run.stdout
+    assert f"{name}: there is no such file; check `corpus` in the config" in run.stdout
     assert "Traceback" not in run.stdout
     assert snakemake(own_files, "--dry-run").returncode == 0
     shutil.move(tmp_path / "away", own_files / name)

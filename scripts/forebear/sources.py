@@ -102,12 +102,13 @@ def _local_rows(source: Source) -> Iterator[Row]:
             "one split by a pattern such as my/train-*.parquet."
         )
     files = source_files(path)
-    _check_found(path, files)
+    check_found(path, files)
     for file in files:
         yield from _file_rows(file, source)
 
 
-def _check_found(path: Path, files: Sequence[Path]) -> None:
+def check_found(path: Path, files: Sequence[Path]) -> None:
+    """Refuse a path that stands for no file, or for files of several kinds."""
     if not files and glob.has_magic(str(path)):
         raise ForebearError(f"{path}: no file has such a name; check `corpus` in the config.")
     if not files and path.is_dir():
