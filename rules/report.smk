@@ -40,12 +40,15 @@ rule write_config:
     localrule: True
     conda:
         "../envs/forebear.yaml"
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         study="{study}",
         config=lambda w: study_of(w).model_dump(mode="json"),
         engine=engine("write_config"),
     message:
-        "{wildcards.study}: write the config down as it counts, with defaults"
+        with_needs("{wildcards.study}: write the config down as it counts", gpus=False)
     script:
         "../scripts/write_config.py"
 
