@@ -70,7 +70,7 @@ def refuse_missing(sentence):
     No exception of Snakemake's: it would take that as a reason to use what was made before, whatever
     the config says now.
     """
-    if workflow.executor_plugin and not workflow.dryrun:
+    if workflow.executor_plugin and not (workflow.dryrun or workflow.touch):
         sys.exit(f"error: {sentence}")
 
 
