@@ -5,8 +5,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from forebear.config import merged_studies, parse_config, refuse_duplicate_keys
-from forebear.digests import engine_digest
+from forebear.config.reading import merged_studies, parse_config, refuse_duplicate_keys
+from forebear.artifacts.code_digest import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS
 
@@ -129,7 +129,7 @@ def expected_plan(study, job, memory_mb, stage, records, estimators):
     described = CONFIG.studies[study]
     if not workflow.dryrun and not any(s.checkpoint for s in described.stages):
         return None
-    from forebear import expected
+    from forebear.workflow import dry_run as expected
 
     folder = Path(f"results/{study}")
     return expected.expected_plan(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
-from forebear.estimators import COLUMNS, ESTIMATORS, documents_point, inverse_points, scoring_passes
-from forebear.sources import check_found, source_files
+from forebear.config.corpus import FileCorpus, ProseCorpus, StageFiles
+from forebear.estimators import COLUMNS, ESTIMATORS
+from forebear.workflow.chain_points import documents_point, inverse_points, scoring_passes
+from forebear.data.sources import check_found, source_files
 
 # What is made from no file is made from this one, whose time lies between that of every real file
 # and those that recipes.smk gives to files of another recipe.

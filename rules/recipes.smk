@@ -7,8 +7,8 @@ from pathlib import Path
 
 from snakemake.iocontainers import Wildcards
 
-from forebear.receipts import FOLDER, file_of, read_receipt
-from forebear.recipes import Contents, recipe_digest
+from forebear.runtime.receipts import FOLDER, file_of, read_receipt
+from forebear.workflow.recipes import Contents, recipe_digest
 
 CONTENTS = Contents(Path(".snakemake/forebear-contents.json"))
 atexit.register(CONTENTS.save)

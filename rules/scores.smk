@@ -1,7 +1,8 @@
 # Scores of every document for every query, and what divides them.
 from pathlib import Path
 
-from forebear.estimators import ESTIMATORS, columns_of
+from forebear.estimators import ESTIMATORS
+from forebear.workflow.chain_points import columns_of
 
 # One pass over a stage's documents serves all estimators that look at them at the same model;
 # it writes one file an estimator, so there is one rule for each study, stage and model. The job

@@ -1,18 +1,18 @@
 """Let the last model answer every query, and record whether it is right."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
-from forebear.answers import answer_queries
-from forebear.chat import Chat
-from forebear.checkpoints import check_context, load_model, load_tokenizer
-from forebear.records import read_records, write_records
-from forebear.writing import atomic_path
+from forebear.data.chat import Chat
+from forebear.data.records import read_records, write_records
+from forebear.models.answers import answer_queries
+from forebear.models.checkpoints import check_context, load_model, load_tokenizer
+from forebear.runtime.atomic import atomic_path
 
 params = snakemake.params
 directory = Path(snakemake.input.manifest).parent

@@ -1,6 +1,6 @@
 """Correlation of every estimator with the reference, and of the reference with its second run."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
@@ -8,11 +8,11 @@ import json
 
 import pandas as pd
 
-from forebear.agreement import agreement
-from forebear.query_files import solves_of
-from forebear.records import file_digest
-from forebear.score_files import read_cost, read_scores
-from forebear.writing import atomic_path
+from forebear.artifacts.digests import file_digest
+from forebear.evaluation.agreement import agreement
+from forebear.queries.files import solves_of
+from forebear.runtime.atomic import atomic_path
+from forebear.scores.files import read_cost, read_scores
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}

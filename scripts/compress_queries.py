@@ -1,19 +1,20 @@
 """Preconditioned queries of low rank, in the metric of the documents' gradients."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 import torch
 
-from forebear.checkpoints import device_for
-from forebear.compression import Metric, compress, relative_residual
-from forebear.factor_files import stored_eigenbasis
-from forebear.manifests import point_digests
-from forebear.plan import budget_of, split_preconditioning
-from forebear.query_files import create_query_columns, origin_of, read_query_columns
+from forebear.artifacts.manifests import point_digests
+from forebear.factors.files import stored_eigenbasis
+from forebear.planning.budget import budget_of
+from forebear.planning.plan import split_preconditioning
+from forebear.queries.compression import Metric, compress, relative_residual
+from forebear.queries.files import create_query_columns, origin_of, read_query_columns
+from forebear.runtime.devices import device_for
 
 params, files = snakemake.params, snakemake.input
 queries = read_query_columns(files.columns, point_digests(files.last, files.queries))

@@ -1,29 +1,22 @@
 """Scores of a ranker that needs no gradients: embedding, cka, minilm, bm25 or random."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
-from forebear.baselines import (
-    bm25_index,
-    bm25_scores,
-    cka_scores,
-    cosine_scores,
-    mean_hidden_states,
-    random_scores,
-    sentence_embeddings,
-    unit_patterns,
-)
-from forebear.chat import Chat
-from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer
-from forebear.manifests import point_digests
-from forebear.records import Records, full_text, read_records
-from forebear.score_files import write_scores
-from forebear.token_files import open_sequences
+from forebear.artifacts.manifests import point_digests
+from forebear.data.chat import Chat
+from forebear.data.records import Records, full_text, read_records
+from forebear.data.text_rankers import bm25_index, bm25_scores, cosine_scores, sentence_embeddings
+from forebear.data.token_files import open_sequences
+from forebear.models.checkpoints import check_context, load_model, load_tokenizer
+from forebear.runtime.devices import device_for
+from forebear.scores.baselines import cka_scores, mean_hidden_states, random_scores, unit_patterns
+from forebear.scores.files import write_scores
 
 params, files = snakemake.params, snakemake.input
 collection, queries = [Records(file) for file in files.collection], read_records(files.queries)

@@ -1,18 +1,18 @@
 """Predictions of the retrainings for a grid of dampings and α."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
-from forebear.bank import read_subsets
-from forebear.links import open_link
-from forebear.manifests import point_digests
-from forebear.points import open_point
-from forebear.query_files import read_query_columns
-from forebear.sweep import Grid, subset_gradients, sweep
-from forebear.sweep_files import write_sweep
+from forebear.artifacts.manifests import point_digests
+from forebear.evaluation.damping_sweep import Grid, subset_gradients, sweep
+from forebear.evaluation.files import write_sweep
+from forebear.gradients.point import open_point
+from forebear.ground_truth.files import read_subsets
+from forebear.queries.files import read_query_columns
+from forebear.queries.open_chain import open_link
 
 params, files = snakemake.params, snakemake.input
 point = open_point(

@@ -1,15 +1,15 @@
 """Eigendecompositions of the covariances at one curvature point."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
-from forebear.checkpoints import device_for
-from forebear.factor_files import create_factors, stored_covariances
-from forebear.kronecker import eigenbasis_parts
-from forebear.store import read_attributes
+from forebear.artifacts.hdf5 import read_attributes
+from forebear.factors.files import create_factors, stored_covariances
+from forebear.factors.kronecker import eigenbasis_parts
+from forebear.runtime.devices import device_for
 
 made_from = read_attributes(snakemake.input.covariances, "covariances")
 covariances = stored_covariances(snakemake.input.covariances)

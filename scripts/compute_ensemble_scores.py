@@ -1,22 +1,23 @@
 """Scores averaged over the chains of an ensemble, which are retrainings of the bank."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
-from forebear.bank import checked_folder, ensemble_keys
-from forebear.ensemble import ChainStage, FactorOptions, chain_scores
-from forebear.kronecker import Damping
-from forebear.links import pull_of
-from forebear.manifests import read_manifest
-from forebear.points import open_point
-from forebear.progress import progress
-from forebear.records import collection_digest, file_digest
-from forebear.score_files import write_scores
+from forebear.artifacts.digests import collection_digest, file_digest
+from forebear.artifacts.manifests import read_manifest
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.gradients.point import open_point
+from forebear.ground_truth.bank import checked_folder
+from forebear.ground_truth.files import ensemble_keys
+from forebear.queries.open_chain import pull_of
+from forebear.runtime.progress import progress
+from forebear.scores.ensemble import ChainStage, FactorOptions, chain_scores
+from forebear.scores.files import write_scores
 
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.attributed)}

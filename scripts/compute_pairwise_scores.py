@@ -1,14 +1,14 @@
 """Score every document against every query, for all estimators at one model, in one pass."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
-from forebear.batches import shard_documents
-from forebear.score_jobs import open_score_job
-from forebear.store import shard_kind
+from forebear.artifacts.shards import shard_kind
+from forebear.data.batches import shard_documents
+from forebear.scores.document_pass import open_score_job
 
 params = snakemake.params
 job = open_score_job(params, snakemake.input)

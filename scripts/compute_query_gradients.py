@@ -1,17 +1,18 @@
 """Gradients of every query's measurement m at the last model."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start, warn
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start, warn
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
-from forebear.plan import budget_of, plan_query_gradients
-from forebear.points import open_point
-from forebear.query_files import create_query_columns, kept_columns, origin_of
-from forebear.records import read_records, record_key
-from forebear.scoring import stream_query_gradients
-from forebear.tracked import tracked_warnings
+from forebear.data.records import read_records, record_key
+from forebear.gradients.point import open_point
+from forebear.gradients.tracked import tracked_warnings
+from forebear.planning.budget import budget_of
+from forebear.planning.plan import plan_query_gradients
+from forebear.queries.files import create_query_columns, kept_columns, origin_of
+from forebear.queries.gradients import stream_query_gradients
 
 params = snakemake.params
 point = open_point(

@@ -1,18 +1,19 @@
 """The documents' self-influence under their own stage's curvature."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
-from forebear.batches import shard_documents
-from forebear.links import open_link
-from forebear.plan import budget_of, plan_eigenvalues
-from forebear.points import open_point
-from forebear.score_files import write_self_influence
-from forebear.self_influence import self_influence
-from forebear.store import params_digest
+from forebear.artifacts.digests import params_digest
+from forebear.data.batches import shard_documents
+from forebear.gradients.point import open_point
+from forebear.planning.budget import budget_of
+from forebear.planning.plan import plan_eigenvalues
+from forebear.queries.open_chain import open_link
+from forebear.scores.files import write_self_influence
+from forebear.scores.self_influence import self_influence
 
 params, files = snakemake.params, snakemake.input
 point = open_point(

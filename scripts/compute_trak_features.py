@@ -1,19 +1,21 @@
 """Projected gradients of documents and queries at retrained models, for TRAK."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
-from forebear.bank import checked_folder, ensemble_keys
-from forebear.manifests import read_manifest
-from forebear.points import open_point
-from forebear.progress import progress
-from forebear.records import collection_digest, file_digest
-from forebear.trak import Member, error_probabilities, projected_gradients, write_members
+from forebear.artifacts.digests import collection_digest, file_digest
+from forebear.artifacts.manifests import read_manifest
+from forebear.gradients.point import open_point
+from forebear.ground_truth.bank import checked_folder
+from forebear.ground_truth.files import ensemble_keys
+from forebear.runtime.progress import progress
+from forebear.scores.files import write_members
+from forebear.scores.trak import Member, error_probabilities, projected_gradients
 
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.records)}

@@ -1,12 +1,13 @@
 """TRAK's scores from the projected gradients."""
 
-from forebear.jobs import measured, start
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 
-from forebear.records import Records, collection_digest, file_digest
-from forebear.score_files import write_scores
-from forebear.trak import ensemble_scores, read_members
+from forebear.artifacts.digests import collection_digest, file_digest
+from forebear.data.records import Records
+from forebear.scores.files import read_members, write_scores
+from forebear.scores.trak import ensemble_scores
 
 params, files = snakemake.params, snakemake.input
 queries = {"query_data_digest": file_digest(files.queries)}

@@ -1,17 +1,17 @@
 """Fetch a published model, look through it, and lay it down as the checkpoint of its stage."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
 from pathlib import Path
 
-from forebear.adapters import is_adapter, merge_adapter
-from forebear.checkpoints import link_checkpoint, versions
-from forebear.hub import fetch_snapshot
-from forebear.lineage import check_lineage, describe_stage
-from forebear.manifests import read_manifest, write_manifest
-from forebear.packages import convert_gguf, find_gguf
+from forebear.artifacts.manifests import read_manifest, write_manifest
+from forebear.gradients.lineage import check_lineage, describe_stage
+from forebear.models.adapters import is_adapter, merge_adapter
+from forebear.models.checkpoints import link_checkpoint, versions
+from forebear.models.gguf import convert_gguf, find_gguf
+from forebear.models.hub import fetch_snapshot
 
 params = snakemake.params
 source, trusted = params.checkpoint, params.trust_remote_code

@@ -1,11 +1,13 @@
 """Draw the random subsets of the attributed documents that models are retrained on."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
-from forebear.bank import draw_subsets, write_subsets
-from forebear.records import Records, collection_digest
+from forebear.artifacts.digests import collection_digest
+from forebear.data.records import Records
+from forebear.ground_truth.bank import draw_subsets
+from forebear.ground_truth.files import write_subsets
 
 params = snakemake.params
 files = zip(params.stages, snakemake.input.records, strict=True)

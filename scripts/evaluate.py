@@ -1,6 +1,6 @@
 """LDS, tracing and cost of every estimator, and the noise ceiling."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
@@ -9,14 +9,18 @@ import json
 import numpy as np
 import pandas as pd
 
-from forebear.bank import read_bank, read_subsets
+from forebear.artifacts.digests import collection_digest, file_digest
+from forebear.data.records import Records, read_jsonl, read_records
 from forebear.estimators import ESTIMATORS, root
-from forebear.evaluation import Bank, candidate_mask, evaluate_estimator, noise_ceiling, relevant_indices, unknown_names
-from forebear.progress import progress
-from forebear.records import Records, collection_digest, file_digest, read_jsonl, read_records
-from forebear.score_files import read_cost, read_scores
-from forebear.tracked import tracked_shares
-from forebear.writing import atomic_path
+from forebear.evaluation.lds import noise_ceiling
+from forebear.evaluation.ranking import candidate_mask, relevant_indices, unknown_names
+from forebear.evaluation.table import evaluate_estimator
+from forebear.gradients.tracked import tracked_shares
+from forebear.ground_truth.bank import Bank
+from forebear.ground_truth.files import read_bank, read_subsets
+from forebear.runtime.atomic import atomic_path
+from forebear.runtime.progress import progress
+from forebear.scores.files import read_cost, read_scores
 
 params, files = snakemake.params, snakemake.input
 documents = [{"id": document["id"]} for file in files.records for document in Records(file)]

@@ -1,19 +1,21 @@
 """The documents of a pool that are nearest to each query, which every ranker sees."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
-from forebear.checkpoints import device_for, load_encoder, load_tokenizer
-from forebear.manifests import read_manifest
-from forebear.neighbours import mean_token_states, with_neighbours
-from forebear.records import full_text, read_records, write_records
-from forebear.sources import Source
-from forebear.writing import atomic_path
+from forebear.artifacts.manifests import read_manifest
+from forebear.data.neighbours import with_neighbours
+from forebear.data.records import full_text, read_records, write_records
+from forebear.data.sources import Source
+from forebear.data.text_rankers import mean_token_states
+from forebear.models.checkpoints import load_encoder, load_tokenizer
+from forebear.runtime.atomic import atomic_path
+from forebear.runtime.devices import device_for
 
 params, files = snakemake.params, snakemake.input
 read_manifest(files.encoder)

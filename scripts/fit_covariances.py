@@ -1,18 +1,19 @@
 """Covariances of activations and output gradients at one curvature point."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start, warn
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start, warn
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
-from forebear.batches import shard_documents
-from forebear.factor_files import create_factors
-from forebear.factors import fit_covariances
-from forebear.plan import budget_of, plan_covariances
-from forebear.points import open_point
-from forebear.store import params_digest
-from forebear.tracked import tracked_warnings
+from forebear.artifacts.digests import params_digest
+from forebear.data.batches import shard_documents
+from forebear.factors.files import create_factors
+from forebear.factors.fit import fit_covariances
+from forebear.gradients.point import open_point
+from forebear.gradients.tracked import tracked_warnings
+from forebear.planning.budget import budget_of
+from forebear.planning.plan import plan_covariances
 
 params = snakemake.params
 point = open_point(

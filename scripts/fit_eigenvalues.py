@@ -1,17 +1,18 @@
 """Λ at one curvature point: second moments of per-sequence gradients in the eigenbasis."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
-from forebear.batches import shard_documents
-from forebear.factor_files import create_factors, stored_eigenbasis
-from forebear.factors import fit_eigenvalues
-from forebear.plan import budget_of, plan_eigenvalues
-from forebear.points import open_point
-from forebear.store import params_digest
+from forebear.artifacts.digests import params_digest
+from forebear.data.batches import shard_documents
+from forebear.factors.files import create_factors, stored_eigenbasis
+from forebear.factors.fit import fit_eigenvalues
+from forebear.gradients.point import open_point
+from forebear.planning.budget import budget_of
+from forebear.planning.plan import plan_eigenvalues
 
 params = snakemake.params
 point = open_point(

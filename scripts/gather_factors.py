@@ -1,11 +1,11 @@
 """A factor at one curvature point, put together from its shards."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
-from forebear.gathering import gather_factor
-from forebear.manifests import point_digests
+from forebear.artifacts.manifests import point_digests
+from forebear.artifacts.shards import gather_factor
 
 params, files = snakemake.params, snakemake.input
 digests = point_digests(files.manifest, files.records)

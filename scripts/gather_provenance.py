@@ -1,15 +1,15 @@
 """Write down what the study's results were made from, and what every job took."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
 import json
 from pathlib import Path
 
-from forebear.provenance import gather_provenance
-from forebear.redaction import redacted
-from forebear.writing import atomic_path
+from forebear.report.provenance import gather_provenance
+from forebear.runtime.atomic import atomic_path
+from forebear.runtime.redaction import redacted
 
 params = snakemake.params
 found = gather_provenance(params.study, params.config, params.seeds, list(snakemake.input), Path(params.logs))

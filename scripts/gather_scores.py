@@ -1,12 +1,12 @@
 """What every document has, scores or self-influence, put together from its shards."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
-from forebear.gathering import gather_rows
-from forebear.manifests import point_digests
-from forebear.records import Records
+from forebear.artifacts.manifests import point_digests
+from forebear.artifacts.shards import gather_rows
+from forebear.data.records import Records
 
 params, files = snakemake.params, snakemake.input
 digests = point_digests(files.manifest, files.records)

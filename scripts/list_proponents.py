@@ -1,17 +1,18 @@
 """For every query the documents that speak most for and against the answer."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
 import numpy as np
 
-from forebear.evaluation import document_effects
-from forebear.records import Records, StagedRecords, file_digest, read_jsonl, read_records
-from forebear.reports import PartlyExact, proponents_markdown
-from forebear.score_files import read_exact, read_scores
-from forebear.tracked import tracked_shares, tracked_warnings
-from forebear.writing import atomic_path
+from forebear.artifacts.digests import file_digest
+from forebear.data.records import Records, StagedRecords, read_jsonl, read_records
+from forebear.evaluation.lds import document_effects
+from forebear.gradients.tracked import tracked_shares, tracked_warnings
+from forebear.report.proponents import PartlyExact, proponents_markdown
+from forebear.runtime.atomic import atomic_path
+from forebear.scores.files import read_exact, read_scores
 
 params, files = snakemake.params, snakemake.input
 of_queries = {"query_data_digest": file_digest(files.queries), "estimator": params.estimator}

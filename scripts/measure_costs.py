@@ -1,14 +1,14 @@
 """Seconds of fitting and scoring at freshly initialised models of several sizes, and how they grow."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
 import json
 
-from forebear.costs import fit_growth, measure_sizes
-from forebear.records import read_records
-from forebear.writing import atomic_path
+from forebear.data.records import read_records
+from forebear.evaluation.cost_growth import fit_growth, measure_sizes
+from forebear.runtime.atomic import atomic_path
 
 params, files = snakemake.params, snakemake.input
 documents = read_records(files.records, params.cost["documents"])

@@ -1,7 +1,7 @@
 """The loss of every query at every retrained model; what was measured before is read back."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from forebear.bank import checked_folder, read_measurements, read_shards, write_bank, write_measurements
-from forebear.chat import Chat
-from forebear.checkpoints import load_model, load_tokenizer
-from forebear.heads import classes_by_label
-from forebear.progress import progress
-from forebear.records import file_digest, read_records, record_key
-from forebear.sequences import encode
-from forebear.store import read_attributes
-from forebear.training import evaluate_losses
+from forebear.artifacts.digests import file_digest
+from forebear.artifacts.hdf5 import read_attributes
+from forebear.data.chat import Chat
+from forebear.data.records import read_records, record_key
+from forebear.data.sequences import encode
+from forebear.ground_truth.bank import checked_folder
+from forebear.ground_truth.files import read_measurements, read_shards, write_bank, write_measurements
+from forebear.models.checkpoints import load_model, load_tokenizer
+from forebear.models.heads import classes_by_label
+from forebear.models.losses import evaluate_losses
+from forebear.runtime.progress import progress
 
 params, files = snakemake.params, snakemake.input
 digest = read_attributes(files.subsets, "subsets")["data_digest"]

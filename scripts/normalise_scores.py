@@ -1,14 +1,14 @@
 """Divide scores by the root of the documents' self-influence."""
 
-from forebear.jobs import measured, start
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 
 import numpy as np
 
+from forebear.artifacts.digests import file_digest
 from forebear.estimators import ESTIMATORS
-from forebear.records import file_digest
-from forebear.score_files import read_exact, read_scores, read_self_influence, write_scores
+from forebear.scores.files import read_exact, read_scores, read_self_influence, write_scores
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records)}

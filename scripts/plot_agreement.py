@@ -1,6 +1,6 @@
 """The figure: agreement of each estimator with the converged reference, against time."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from forebear.agreement_plot import plot_agreement
-from forebear.plots import save_figure
-from forebear.writing import atomic_path
+from forebear.figures.agreement import plot_agreement
+from forebear.figures.style import save_figure
+from forebear.runtime.atomic import atomic_path
 
 summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
 check = summary["agreement_of_two_runs"]["spearman"]

@@ -1,6 +1,6 @@
 """The figure: what fitting and scoring cost against the size of the model."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from forebear.cost_plot import plot_costs
-from forebear.plots import save_figure
-from forebear.writing import atomic_path
+from forebear.figures.costs import plot_costs
+from forebear.figures.style import save_figure
+from forebear.runtime.atomic import atomic_path
 
 summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
 table, growth = pd.read_csv(snakemake.input.table), pd.DataFrame(summary["growth"])

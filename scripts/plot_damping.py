@@ -1,15 +1,16 @@
 """The figure and the table: LDS over the dampings, chosen on one half of the queries, reported on the other."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
-from forebear.bank import read_bank
-from forebear.evaluation import Bank, sweep_table
-from forebear.heatmaps import plot_damping
-from forebear.plots import save_figure
-from forebear.sweep_files import read_sweep
-from forebear.writing import atomic_path
+from forebear.evaluation.damping_sweep import sweep_table
+from forebear.evaluation.files import read_sweep
+from forebear.figures.damping import plot_damping
+from forebear.figures.style import save_figure
+from forebear.ground_truth.bank import Bank
+from forebear.ground_truth.files import read_bank
+from forebear.runtime.atomic import atomic_path
 
 params, files = snakemake.params, snakemake.input
 predictions, grid = read_sweep(files.predictions)

@@ -1,6 +1,6 @@
 """The figure: how well each estimator predicts retraining, against what it costs."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from forebear.plots import plot_spearman, save_figure
-from forebear.writing import atomic_path
+from forebear.figures.spearman import plot_spearman
+from forebear.figures.style import save_figure
+from forebear.runtime.atomic import atomic_path
 
 summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
 ceiling = tuple(summary["noise_ceiling"][key] for key in ("value", "low", "high"))

@@ -1,19 +1,20 @@
 """Apply a chain's inverses, or SOURCE's functions, to the query gradients."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
 
 from itertools import zip_longest
 
-from forebear.chain import precondition_chain, unroll_chain
-from forebear.checkpoints import device_for
-from forebear.links import open_link, open_segment
-from forebear.manifests import point_digests
-from forebear.plan import budget_of, split_preconditioning
-from forebear.query_files import create_query_columns, kept_columns, origin_of, read_query_columns
+from forebear.artifacts.manifests import point_digests
+from forebear.planning.budget import budget_of
+from forebear.planning.plan import split_preconditioning
+from forebear.queries.chain import precondition_chain, unroll_chain
+from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns
+from forebear.queries.open_chain import open_link, open_segment
+from forebear.runtime.devices import device_for
 
 params, files = snakemake.params, snakemake.input
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))

@@ -1,6 +1,6 @@
 """The proponents and the evaluation as pages for the report."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from forebear.pages import evaluation_page, markdown_page
-from forebear.tracked import tracked_warnings
-from forebear.writing import atomic_path
+from forebear.gradients.tracked import tracked_warnings
+from forebear.report.html import evaluation_page, markdown_page
+from forebear.runtime.atomic import atomic_path
 
 proponents = markdown_page(Path(snakemake.input.proponents).read_text(encoding="utf-8"))
 summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Score the outermost documents of every query again, with whole queries in place of compressed ones."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
@@ -10,11 +10,11 @@ from collections import Counter
 
 import numpy as np
 
-from forebear.query_files import KIND
-from forebear.rescoring import rescore
-from forebear.score_files import read_scores, write_scores
-from forebear.score_jobs import open_score_job
-from forebear.store import read_attributes
+from forebear.artifacts.hdf5 import read_attributes
+from forebear.queries.files import KIND
+from forebear.scores.document_pass import open_score_job
+from forebear.scores.files import read_scores, write_scores
+from forebear.scores.rescoring import rescore
 
 params, files = snakemake.params, snakemake.input
 job = open_score_job(params, files)

@@ -1,7 +1,7 @@
 """Retrain on this shard's subsets; every retrained model is kept as soon as it is finished."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from forebear.bank import key_of_any_version, plan_retrainings, read_subsets, retraining_key, write_shard
-from forebear.chat import Chat
-from forebear.checkpoints import device_for, load_model, load_tokenizer, save_checkpoint
-from forebear.manifests import read_manifest
-from forebear.progress import progress
-from forebear.records import collection_digest, file_digest, read_records
-from forebear.retraining import prepare_stage, retrain
-from forebear.training import Schedule, build_model, build_tokenizer
+from forebear.artifacts.digests import collection_digest, file_digest
+from forebear.artifacts.manifests import read_manifest
+from forebear.data.chat import Chat
+from forebear.data.records import read_records
+from forebear.ground_truth.bank import key_of_any_version, plan_retrainings, retraining_key
+from forebear.ground_truth.files import read_subsets, write_shard
+from forebear.ground_truth.retrain import prepare_stage, retrain
+from forebear.models.checkpoints import load_model, load_tokenizer, save_checkpoint
+from forebear.models.training import Schedule, build_model, build_tokenizer
+from forebear.runtime.devices import device_for
+from forebear.runtime.progress import progress
 
 params, files = snakemake.params, snakemake.input
 data_digest = collection_digest(files.attributed)

@@ -1,7 +1,7 @@
 """Apply a chain's inverses to some of the query gradients by solving with the exact curvature."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
@@ -10,13 +10,13 @@ import json
 
 import torch
 
-from forebear.gauss_newton import GaussNewton
-from forebear.links import open_link
-from forebear.manifests import point_digests
-from forebear.outer import formed
-from forebear.points import open_point
-from forebear.query_files import create_query_columns, kept_columns, origin_of, read_query_columns, solves_of
-from forebear.solved_chain import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
+from forebear.artifacts.manifests import point_digests
+from forebear.factors.gauss_newton import GaussNewton
+from forebear.gradients.outer_products import formed
+from forebear.gradients.point import open_point
+from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns, solves_of
+from forebear.queries.open_chain import open_link
+from forebear.queries.solve import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
 
 params, files = snakemake.params, snakemake.input
 options = SolverOptions(**params.solvers)

@@ -1,12 +1,12 @@
 """Queries from LAMA, and the sentences of T-REx that every ranker sees for them."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
-from forebear.records import write_records
-from forebear.tracing import Counts, choose_candidates, read_facts, read_sentences
-from forebear.writing import atomic_path
+from forebear.data.lama import Counts, choose_candidates, read_facts, read_sentences
+from forebear.data.records import write_records
+from forebear.runtime.atomic import atomic_path
 
 corpus = snakemake.params.corpus
 counts = Counts(**{name: corpus[name] for name in ("queries", "random", "bm25", "same_object")})

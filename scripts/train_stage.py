@@ -1,7 +1,7 @@
 """Train one stage of the chain: from fresh weights, or from where the stage before ended."""
 
-from forebear.devices import lease_devices
-from forebear.jobs import measured, start
+from forebear.runtime.devices import lease_devices
+from forebear.runtime.job import measured, start
 
 start(snakemake)
 lease_devices(snakemake.params.gpus)
@@ -9,13 +9,15 @@ lease_devices(snakemake.params.gpus)
 from dataclasses import asdict
 from pathlib import Path
 
-from forebear.causality import check_causality
-from forebear.chat import Chat
-from forebear.checkpoints import check_context, device_for, load_model, load_tokenizer, save_checkpoint
-from forebear.heads import classes_by_label, with_head
-from forebear.records import Records, classes_of, file_digest
-from forebear.token_files import open_sequences
-from forebear.training import Schedule, build_model, build_tokenizer, train
+from forebear.artifacts.digests import file_digest
+from forebear.data.chat import Chat
+from forebear.data.records import Records, classes_of
+from forebear.data.token_files import open_sequences
+from forebear.models.causality import check_causality
+from forebear.models.checkpoints import check_context, load_model, load_tokenizer, save_checkpoint
+from forebear.models.heads import classes_by_label, with_head
+from forebear.models.training import Schedule, build_model, build_tokenizer, train
+from forebear.runtime.devices import device_for
 
 params = snakemake.params
 if snakemake.input.previous:

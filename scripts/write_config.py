@@ -1,12 +1,12 @@
 """Write a study's config down as it counts: defaults filled in, config files merged."""
 
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 
 import yaml
 
-from forebear.writing import atomic_path
+from forebear.runtime.atomic import atomic_path
 
 content = {"studies": {snakemake.params.study: snakemake.params.config}}
 with atomic_path(snakemake.output.config) as path:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from forebear.blocks import Block
-from forebear.sequences import Example
+from forebear.data.sequences import Example
+from forebear.gradients.blocks import Block
 
 torch.set_num_threads(1)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from forebear.outer import OuterProducts
+from forebear.gradients.outer_products import OuterProducts
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import unpadded_loss
 from copies import ROOT, copy_workflow, snakemake
-from forebear.sequences import encode
+from forebear.data.sequences import encode
 from loopback_hub import Hub, Repository, serving
 from published import SENTENCES, own_code_checkpoint
 from test_adapters import LORA, base_model, trained_adapter

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from forebear.adapters import is_adapter, merge_adapter
-from forebear.checkpoints import FILES, link_checkpoint, load_model, load_tokenizer
+from forebear.artifacts.digests import file_digest
+from forebear.artifacts.manifests import read_manifest, write_manifest
 from forebear.errors import ForebearError
-from forebear.lineage import check_lineage
-from forebear.manifests import read_manifest, write_manifest
-from forebear.records import file_digest
+from forebear.gradients.lineage import check_lineage
+from forebear.models.adapters import is_adapter, merge_adapter
+from forebear.models.checkpoints import FILES, link_checkpoint, load_model, load_tokenizer
 from published import tiny_checkpoint
 from test_inspection import LFS, classifier, edited_config, edited_weights
 

@@ -10,11 +10,11 @@ import yaml
 from scipy.stats import pearsonr, spearmanr
 
 from copies import ROOT
-from forebear.agreement import agreement
-from forebear.agreement_plot import plot_agreement
-from forebear.config import parse_config
+from forebear.config.reading import parse_config
+from forebear.data.corpora.prose import build_prose
 from forebear.errors import ForebearError
-from forebear.prose import build_prose
+from forebear.evaluation.agreement import agreement
+from forebear.figures.agreement import plot_agreement
 
 
 def test_correlations_are_scipys_averaged_over_queries():

@@ -11,14 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from conftest import VOCABULARY, fine_tuned, random_examples, unpadded_loss
-from forebear.batches import IGNORED, Batch, collate, number_of_positions
-from forebear.blocks import block_table, factor_elements, summary, tracked_blocks
-from forebear.capture import capture, sampled_labels
+from forebear.data.batches import IGNORED, Batch, collate, number_of_positions
 from forebear.errors import ForebearError
-from forebear.factors import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
-from forebear.kronecker import compute_eigenbasis
-from forebear.outer import formed
-from forebear.scoring import query_gradients, sequence_gradients
+from forebear.factors.fit import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis
+from forebear.gradients.blocks import block_table, factor_elements, summary, tracked_blocks
+from forebear.gradients.capture import capture, sampled_labels
+from forebear.gradients.outer_products import formed
+from forebear.gradients.per_sequence import sequence_gradients
+from forebear.queries.gradients import query_gradients
 from test_chain import Chain, dense_scores, relative_difference
 
 SMALL = {

@@ -5,17 +5,9 @@ import pytest
 import torch
 
 from conftest import random_examples, tiny_model
-from forebear.baselines import (
-    bm25_index,
-    bm25_scores,
-    cka_scores,
-    cosine_scores,
-    mean_hidden_states,
-    random_scores,
-    sentence_embeddings,
-    unit_patterns,
-)
+from forebear.data.text_rankers import bm25_index, bm25_scores, cosine_scores, sentence_embeddings
 from forebear.errors import ForebearError
+from forebear.scores.baselines import cka_scores, mean_hidden_states, random_scores, unit_patterns
 
 DOCUMENTS = [{"text": "The capital of France is Paris ."}, {"text": "Lima lies in Peru ."}, {"text": "Bread and wine"}]
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from copies import copy_workflow, snakemake
-from forebear.factor_files import read_eigenvalues
+from forebear.factors.files import read_eigenvalues
 
 FACTORS = "results/tiny/factors/pretraining/eigenvalues.h5"  # of the covariances and their eigenbasis
 MODEL = "results/tiny/models/pretraining"

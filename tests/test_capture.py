@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from conftest import VOCABULARY, parameter_gradients, random_examples, tiny_model, unpadded_loss
-from forebear.batches import IGNORED, batches, collate
-from forebear.blocks import tracked_blocks
-from forebear.capture import capture, sampled_labels
-from forebear.outer import formed
-from forebear.scoring import query_gradients, sequence_gradients
+from forebear.data.batches import IGNORED, batches, collate
+from forebear.gradients.blocks import tracked_blocks
+from forebear.gradients.capture import capture, sampled_labels
+from forebear.gradients.outer_products import formed
+from forebear.gradients.per_sequence import sequence_gradients
+from forebear.queries.gradients import query_gradients
 
 
 def assert_close(actual, expected, tolerance=1e-11):

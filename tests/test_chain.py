@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.batches import collate
-from forebear.blocks import tracked_blocks
-from forebear.capture import capture
-from forebear.chain import Curvature, precondition_chain
+from forebear.data.batches import collate
 from forebear.errors import ForebearError
-from forebear.estimators import inverse_points
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.kronecker import Damping, Eigenbasis, compute_eigenbasis
-from forebear.outer import formed
-from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
-from forebear.self_influence import self_influence
-from forebear.sweep import Grid, subset_gradients, sweep
+from forebear.evaluation.damping_sweep import Grid, subset_gradients, sweep
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import Eigenbasis, compute_eigenbasis
+from forebear.gradients.blocks import tracked_blocks
+from forebear.gradients.capture import capture
+from forebear.gradients.outer_products import formed
+from forebear.gradients.per_sequence import sequence_gradients
+from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.gradients import query_gradients
+from forebear.scores.pairwise import Request, pairwise_scores
+from forebear.scores.self_influence import self_influence
+from forebear.workflow.chain_points import inverse_points
 
 PULLS = [0.0, 0.3, 0.7]
 DAMPINGS = [Damping(relative=0.01), Damping(relative=0.02), Damping(absolute=0.005)]

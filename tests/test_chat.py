@@ -10,14 +10,15 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import templates
-from forebear.answers import answer_queries
-from forebear.chat import Chat, chat_spans
-from forebear.checkpoints import load_tokenizer, save_checkpoint
+from forebear.data.chat import Chat, chat_spans
+from forebear.data.records import check_record, full_text, read_records, record_key
+from forebear.data.sequences import Example, encode
 from forebear.errors import ForebearError
-from forebear.records import check_record, full_text, read_records, record_key
-from forebear.reports import proponents_markdown
-from forebear.sequences import Example, encode
-from forebear.training import Schedule, build_tokenizer, evaluate_losses, train
+from forebear.models.answers import answer_queries
+from forebear.models.checkpoints import load_tokenizer, save_checkpoint
+from forebear.models.losses import evaluate_losses
+from forebear.models.training import Schedule, build_tokenizer, train
+from forebear.report.proponents import proponents_markdown
 from sentencepieces import CAPITALS, llama_tokenizer, python_tokenizer, sentencepiece_model
 from test_tokens import byte_level, said
 

@@ -7,13 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from forebear.answers import answer_queries
-from forebear.checkpoints import FILES, link_checkpoint, load_encoder, load_model, load_tokenizer, save_checkpoint
+from forebear.artifacts.digests import file_digest
+from forebear.artifacts.manifests import read_manifest, write_manifest
+from forebear.data.sequences import encode
 from forebear.errors import ForebearError
-from forebear.heads import with_head
-from forebear.manifests import read_manifest, write_manifest
-from forebear.records import file_digest
-from forebear.sequences import encode
+from forebear.models.answers import answer_queries
+from forebear.models.checkpoints import (
+    FILES,
+    link_checkpoint,
+    load_encoder,
+    load_model,
+    load_tokenizer,
+    save_checkpoint,
+)
+from forebear.models.heads import with_head
 from published import SENTENCES, own_code_checkpoint, tiny_checkpoint
 
 

@@ -7,21 +7,22 @@ import pytest
 import torch
 
 from conftest import block_gradient, fine_tuned, parameters_of, random_examples, tiny_model
-from forebear.answers import answer_queries
-from forebear.batches import IGNORED, batches, collate
-from forebear.blocks import tracked_blocks
-from forebear.capture import capture, sampled_labels
-from forebear.checkpoints import load_model
+from forebear.data.batches import IGNORED, batches, collate
+from forebear.data.records import classes_of
+from forebear.data.sequences import encode
 from forebear.errors import ForebearError
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.heads import classes_by_label, position_logits, with_head
-from forebear.kronecker import compute_eigenbasis
-from forebear.outer import formed
-from forebear.records import classes_of
-from forebear.retraining import prepare_stage, retrain
-from forebear.scoring import query_gradients
-from forebear.sequences import encode
-from forebear.training import Schedule, build_model, build_tokenizer, evaluate_losses, train
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis
+from forebear.gradients.blocks import tracked_blocks
+from forebear.gradients.capture import capture, sampled_labels
+from forebear.gradients.outer_products import formed
+from forebear.ground_truth.retrain import prepare_stage, retrain
+from forebear.models.answers import answer_queries
+from forebear.models.checkpoints import load_model
+from forebear.models.heads import classes_by_label, position_logits, with_head
+from forebear.models.losses import evaluate_losses
+from forebear.models.training import Schedule, build_model, build_tokenizer, train
+from forebear.queries.gradients import query_gradients
 from test_chain import Chain, dense_scores, relative_difference
 
 LABELS = ["early", "late", "middle"]

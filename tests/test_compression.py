@@ -6,12 +6,12 @@ import torch
 from scipy.linalg import sqrtm
 
 from conftest import random_examples
-from forebear import compression
-from forebear.blocks import Block, tracked_blocks
-from forebear.compression import FLOOR, Metric, compress, relative_residual
-from forebear.kronecker import Covariances, compute_eigenbasis
-from forebear.query_files import create_query_columns, read_query_columns
-from forebear.scoring import Request, pairwise_scores
+from forebear.factors.kronecker import Covariances, compute_eigenbasis
+from forebear.gradients.blocks import Block, tracked_blocks
+from forebear.queries import compression
+from forebear.queries.compression import FLOOR, Metric, compress, relative_residual
+from forebear.queries.files import create_query_columns, read_query_columns
+from forebear.scores.pairwise import Request, pairwise_scores
 from random_matrices import low_rank, normal
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from forebear.config import parse_config, read_config
+from forebear.config.reading import parse_config, read_config
 from forebear.errors import ForebearError
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ def test_attributed_stages_come_in_the_order_of_the_chain():
 
 
 def test_the_reference_page_is_that_of_the_schema():
-    from forebear.config import reference
+    from forebear.config.reading import reference
 
     assert reference() in (ROOT / "docs/config.md").read_text(encoding="utf-8")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from forebear.checkpoints import check_context
-from forebear.contexts import context_length
 from forebear.errors import ForebearError
+from forebear.models.checkpoints import check_context
+from forebear.models.contexts import context_length
 from test_inspection import SIZES
 
 CONTEXTS = {

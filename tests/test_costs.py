@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from copies import ROOT
-from forebear.blocks import tracked_blocks
-from forebear.config import parse_config
-from forebear.cost_plot import LOOKS, plot_costs
-from forebear.costs import FITTED, STEPS, fit_growth, measure_sizes
+from forebear.config.reading import parse_config
+from forebear.data.corpora.facts import build_facts
 from forebear.errors import ForebearError
-from forebear.facts import build_facts
-from forebear.training import build_model, build_tokenizer
+from forebear.evaluation.cost_growth import FITTED, STEPS, fit_growth, measure_sizes
+from forebear.figures.costs import LOOKS, plot_costs
+from forebear.gradients.blocks import tracked_blocks
+from forebear.models.training import build_model, build_tokenizer
 
 MODEL = {"model_type": "gpt_neox", "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 WIDTHS = (8, 12, 16)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from forebear.devices import lease_devices
 from forebear.errors import ForebearError
+from forebear.runtime.devices import lease_devices
 
 JOB = """
 import os, sys
-from forebear.devices import lease_devices
+from forebear.runtime.devices import lease_devices
 lease_devices(int(sys.argv[1]))
 print("has", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 sys.stdin.read()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conftest import parameter_gradients, unpadded_loss
-from forebear.blocks import tracked_blocks
-from forebear.ensemble import ChainStage, FactorOptions, chain_scores, fit_curvature
+from forebear.gradients.blocks import tracked_blocks
+from forebear.scores.ensemble import ChainStage, FactorOptions, chain_scores, fit_curvature
 from test_chain import DAMPINGS, PULLS, dense_curvature
 
 OPTIONS = FactorOptions(seed=3, batch_tokens=40, label_samples=2)

@@ -4,19 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from forebear.bank import draw_subsets, key_of_any_version, plan_retrainings, read_shards, retraining_key, write_shard
-from forebear.evaluation import (
-    Bank,
-    document_effects,
-    evaluate_estimator,
-    mean_reciprocal_rank,
-    mean_with_interval,
-    noise_ceiling,
-    rank_correlations,
-    recall_at,
-    relevant_indices,
-    sweep_table,
-)
+from forebear.evaluation.damping_sweep import sweep_table
+from forebear.evaluation.lds import document_effects, mean_with_interval, noise_ceiling, rank_correlations
+from forebear.evaluation.ranking import mean_reciprocal_rank, recall_at, relevant_indices
+from forebear.evaluation.table import evaluate_estimator
+from forebear.ground_truth.bank import Bank, draw_subsets, key_of_any_version, plan_retrainings, retraining_key
+from forebear.ground_truth.files import read_shards, write_shard
 
 
 @pytest.fixture

@@ -10,20 +10,24 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import VOCABULARY, fine_tuned, random_examples, unpadded_loss
-from forebear.batches import IGNORED, batch_indices, collate, number_of_positions
-from forebear.blocks import block_table, summary, tracked_blocks, tracked_share
-from forebear.capture import capture, sampled_labels
-from forebear.chain import Curvature, inverse_functions, precondition_chain
-from forebear.experts import IMPLEMENTATION, is_fused, watched
-from forebear.factor_files import create_factors, read_covariances, read_eigenbasis
-from forebear.factors import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
-from forebear.gathering import gather_factor
-from forebear.gauss_newton import GaussNewton, pack
-from forebear.kronecker import Damping, compute_eigenbasis, kfac_eigenvalues
-from forebear.outer import formed
-from forebear.plan import budget_of, plan_covariances, plan_scores, shape_of
-from forebear.query_files import create_query_columns, kept_columns, read_query_columns
-from forebear.scoring import query_gradients, sequence_gradients, stream_query_gradients
+from forebear.artifacts.shards import gather_factor
+from forebear.data.batches import IGNORED, batch_indices, collate, number_of_positions
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.files import create_factors, read_covariances, read_eigenbasis
+from forebear.factors.fit import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
+from forebear.factors.gauss_newton import GaussNewton, pack
+from forebear.factors.kronecker import compute_eigenbasis, kfac_eigenvalues
+from forebear.gradients.blocks import block_table, summary, tracked_blocks, tracked_share
+from forebear.gradients.capture import capture, sampled_labels
+from forebear.gradients.experts import IMPLEMENTATION, is_fused, watched
+from forebear.gradients.outer_products import formed
+from forebear.gradients.per_sequence import sequence_gradients
+from forebear.planning.budget import budget_of, shape_of
+from forebear.planning.plan import plan_covariances
+from forebear.planning.score_plan import plan_scores
+from forebear.queries.chain import Curvature, inverse_functions, precondition_chain
+from forebear.queries.files import create_query_columns, kept_columns, read_query_columns
+from forebear.queries.gradients import query_gradients, stream_query_gradients
 from test_chain import Chain, dense_scores, relative_difference
 
 SMALL = {

@@ -11,14 +11,14 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from forebear.batches import collate
-from forebear.blocks import Block, block_table, factor_elements, summary, tracked_blocks, tracked_share
-from forebear.capture import capture
+from forebear.data.batches import collate
+from forebear.data.sequences import Example
 from forebear.errors import ForebearError
-from forebear.gate import check_model
-from forebear.plan import shape_of
-from forebear.scoring import sequence_gradients
-from forebear.sequences import Example
+from forebear.gradients.blocks import Block, block_table, factor_elements, summary, tracked_blocks, tracked_share
+from forebear.gradients.capture import capture
+from forebear.gradients.gate import check_model
+from forebear.gradients.per_sequence import sequence_gradients
+from forebear.planning.budget import shape_of
 from tiny_families import MASKED, OPTIONS, tiny_model
 
 NOT_CAUSAL = "changes with the tokens after it"

@@ -12,20 +12,21 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import random_examples, tiny_model
-from forebear.batches import collate
-from forebear.blocks import tracked_blocks
-from forebear.capture import capture
-from forebear.checkpoints import check_context
-from forebear.config import read_config
+from forebear.artifacts.growing import ResumableMatrix
+from forebear.artifacts.hdf5 import FORMAT, open_checked
+from forebear.config.reading import read_config
+from forebear.data.batches import collate
+from forebear.data.sequences import encode
 from forebear.errors import ForebearError
-from forebear.factor_files import create_factors, read_eigenvalues
-from forebear.resumable import ResumableMatrix
-from forebear.score_files import write_scores
-from forebear.scoring import Request, pairwise_scores
-from forebear.sequences import encode
-from forebear.store import FORMAT, open_checked
-from forebear.training import build_tokenizer, evaluate_losses
-from forebear.writing import atomic_files, atomic_path
+from forebear.factors.files import create_factors, read_eigenvalues
+from forebear.gradients.blocks import tracked_blocks
+from forebear.gradients.capture import capture
+from forebear.models.checkpoints import check_context
+from forebear.models.losses import evaluate_losses
+from forebear.models.training import build_tokenizer
+from forebear.runtime.atomic import atomic_files, atomic_path
+from forebear.scores.files import write_scores
+from forebear.scores.pairwise import Request, pairwise_scores
 
 # Files that are not what they say
 
@@ -94,11 +95,11 @@ def test_no_changed_byte_is_read(eigenvalues):
 
 WRITE_UNDER_A_LIMIT = """
 import resource, sys
-from forebear.jobs import start
+from forebear.runtime.job import start
 from types import SimpleNamespace
 start(SimpleNamespace(log=[sys.argv[2]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
 import torch
-from forebear.factor_files import create_factors
+from forebear.factors.files import create_factors
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 with create_factors(sys.argv[1], "eigenvalues", {}) as file:
@@ -164,7 +165,7 @@ def test_errors_of_other_files_are_not_taken_for_a_full_disk(tmp_path):
 ORPHAN = """
 import sys
 import numpy as np
-from forebear.resumable import ResumableMatrix
+from forebear.artifacts.growing import ResumableMatrix
 matrix = ResumableMatrix(sys.argv[1], "scores", {}, (2, 2))
 matrix.write(np.array([0]), np.ones((1, 2)))
 print("waiting", flush=True)

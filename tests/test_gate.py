@@ -9,16 +9,18 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from conftest import fine_tuned, random_examples, tiny_model
-from forebear.batches import collate
-from forebear.blocks import tracked_blocks
-from forebear.capture import capture
-from forebear.chain import Curvature, precondition_chain
+from forebear.data.batches import collate
 from forebear.errors import ForebearError
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.gate import check_model
-from forebear.kronecker import Damping, compute_eigenbasis
-from forebear.scoring import query_gradients, sequence_gradients
-from forebear.solved_chain import Link, dampings, solve_chain
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis
+from forebear.gradients.blocks import tracked_blocks
+from forebear.gradients.capture import capture
+from forebear.gradients.gate import check_model
+from forebear.gradients.per_sequence import sequence_gradients
+from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.gradients import query_gradients
+from forebear.queries.solve import Link, dampings, solve_chain
 from test_gauss_newton import OPTIONS, GaussNewton
 from tiny_families import tiny_config
 from tiny_families import tiny_model as tiny_family

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from conftest import parameter_gradients
-from forebear.blocks import tracked_blocks
-from forebear.chain import Curvature, precondition_chain
 from forebear.errors import ForebearError
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.gauss_newton import GaussNewton, pack, unpack
-from forebear.kronecker import Damping, compute_eigenbasis
-from forebear.outer import formed
-from forebear.scoring import query_gradients
-from forebear.solved_chain import Link, SolverOptions, dampings, solve_chain
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.gauss_newton import GaussNewton, pack, unpack
+from forebear.factors.kronecker import compute_eigenbasis
+from forebear.gradients.blocks import tracked_blocks
+from forebear.gradients.outer_products import formed
+from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.gradients import query_gradients
+from forebear.queries.solve import Link, SolverOptions, dampings, solve_chain
 
 OPTIONS = SolverOptions(
     queries=3,

@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 from matplotlib.patches import Rectangle
 
-from forebear.heatmaps import plot_damping
+from forebear.figures.damping import plot_damping
 
 
 def test_the_chosen_setting_is_framed_in_both_halves():

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from copies import copy_workflow, snakemake
-from forebear.checkpoints import link_checkpoint, load_model
+from forebear.models.checkpoints import link_checkpoint, load_model
 from loopback_hub import Hub, Repository, serving
 from published import tiny_checkpoint
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # every fetch is a process of its own, which read
 FETCH = """
 import sys
 from forebear.errors import ForebearError
-from forebear.hub import fetch_snapshot
+from forebear.models.hub import fetch_snapshot
 try:
     print(fetch_snapshot(*sys.argv[1:]))
 except ForebearError as error:

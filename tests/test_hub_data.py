@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow  # every fetch is a process of its own, which read
 FETCH = """
 import json, sys
 from forebear.errors import ForebearError
-from forebear.records import read_records
-from forebear.sources import Source
+from forebear.data.records import read_records
+from forebear.data.sources import Source
 for source in json.loads(sys.argv[1]):
     try:
         print("FETCHED" + json.dumps(read_records(Source(**source))))

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from forebear.blocks import Block
-from forebear.chain import Curvature, precondition_chain
-from forebear.evaluation import document_effects
-from forebear.kronecker import Covariances, Damping, compute_eigenbasis, kfac_eigenvalues
+from forebear.evaluation.lds import document_effects
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.kronecker import Covariances, compute_eigenbasis, kfac_eigenvalues
+from forebear.gradients.blocks import Block
+from forebear.queries.chain import Curvature, precondition_chain
 
 EPSILON = 1e-4
 PULLS = [0.0, 0.15, 0.25]

@@ -23,9 +23,9 @@ from transformers import (
     T5Config,
 )
 
-from forebear.checkpoints import link_checkpoint, load_model, load_tokenizer
 from forebear.errors import ForebearError
-from forebear.heads import position_logits
+from forebear.models.checkpoints import link_checkpoint, load_model, load_tokenizer
+from forebear.models.heads import position_logits
 from published import byte_level_tokenizer, tiny_checkpoint
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123\n"

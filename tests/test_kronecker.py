@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from conftest import VOCABULARY, fine_tuned, parameter_gradients, random_examples, tiny_model, unpadded_loss
-from forebear import factors
-from forebear.batches import IGNORED, batches, collate, number_of_positions
-from forebear.blocks import Block, tracked_blocks
-from forebear.capture import capture, sampled_labels
-from forebear.chain import Curvature, inverse_functions
+from forebear.data.batches import IGNORED, batches, collate, number_of_positions
 from forebear.errors import ForebearError
-from forebear.factors import fit_covariances, fit_eigenvalues, summed_squares
-from forebear.kronecker import (
+from forebear.factors import fit as factors
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import (
     Covariances,
-    Damping,
     Eigenbasis,
     apply_in_eigenbasis,
     compute_eigenbasis,
     kfac_eigenvalues,
     precondition,
 )
-from forebear.scoring import sequence_gradients
+from forebear.gradients.blocks import Block, tracked_blocks
+from forebear.gradients.capture import capture, sampled_labels
+from forebear.gradients.per_sequence import sequence_gradients, summed_squares
+from forebear.queries.chain import Curvature, inverse_functions
 
 
 def assert_close(actual, expected, tolerance=1e-10):

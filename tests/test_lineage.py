@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from forebear.blocks import tracked_blocks, tracked_share
-from forebear.checkpoints import load_model, model_without_weights
+from forebear.config.study import Study
 from forebear.errors import ForebearError
-from forebear.expected import expected_plan
-from forebear.factor_files import create_factors
-from forebear.lineage import check_lineage, describe_stage
-from forebear.pages import evaluation_page
-from forebear.reports import proponents_markdown
-from forebear.study_config import Study
-from forebear.tracked import tracked_shares, tracked_warnings
+from forebear.factors.files import create_factors
+from forebear.gradients.blocks import tracked_blocks, tracked_share
+from forebear.gradients.lineage import check_lineage, describe_stage
+from forebear.gradients.tracked import tracked_shares, tracked_warnings
+from forebear.models.checkpoints import load_model, model_without_weights
+from forebear.report.html import evaluation_page
+from forebear.report.proponents import proponents_markdown
+from forebear.workflow.dry_run import expected_plan
 from published import tiny_checkpoint
 from test_inspection import classifier, edited_config
 from test_reports import ANSWERS, DOCUMENTS, QUERIES, SCORES
@@ -77,7 +77,7 @@ def test_a_config_alone_tells_what_is_tracked_of_the_model(tmp_path, capsys):
 
 WARN = """
 import sys
-from forebear.jobs import start, warn
+from forebear.runtime.job import start, warn
 from types import SimpleNamespace\nstart(SimpleNamespace(log=[sys.argv[1]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
 print("in the log alone")
 warn("little is tracked, https://me:secret@example.org")

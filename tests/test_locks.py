@@ -21,11 +21,11 @@ import sys
 import h5py
 import numpy as np
 import torch
-from forebear.devices import lease_devices
+from forebear.runtime.devices import lease_devices
 from forebear.errors import ForebearError
-from forebear.factor_files import create_factors, read_eigenvalues
-from forebear.resumable import ResumableMatrix
-from forebear.store import open_checked
+from forebear.factors.files import create_factors, read_eigenvalues
+from forebear.artifacts.growing import ResumableMatrix
+from forebear.artifacts.hdf5 import open_checked
 def tried(name, job):
     try:
         print(name, job())

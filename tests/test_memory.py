@@ -12,31 +12,28 @@ from transformers import GPTNeoXConfig
 
 from conftest import random_examples
 from copies import ROOT, copy_workflow
-from forebear.batches import collate
-from forebear.blocks import Block, tracked_blocks
-from forebear.capture import capture, captured_batches
-from forebear.chain import Curvature
-from forebear.config import parse_config
-from forebear.expected import expected_plan
-from forebear.factor_files import create_factors, stored_covariances, stored_eigenbasis
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.kronecker import Damping, compute_eigenbasis, eigenbasis_parts
-from forebear.outer import formed
-from forebear.partitions import Partition, by_map
-from forebear.passes import NotEnoughMemoryError
-from forebear.plan import (
-    Budget,
-    Shape,
-    plan_covariances,
-    plan_eigenvalues,
-    plan_scores,
-    shape_of,
-    split_preconditioning,
-)
-from forebear.query_files import create_query_columns, read_query_columns
-from forebear.records import write_records
-from forebear.scoring import Request, pairwise_scores, query_gradients, sequence_gradients
-from forebear.self_influence import self_influence
+from forebear.config.reading import parse_config
+from forebear.data.batches import collate
+from forebear.data.records import write_records
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.files import create_factors, stored_covariances, stored_eigenbasis
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis, eigenbasis_parts
+from forebear.gradients.blocks import Block, tracked_blocks
+from forebear.gradients.capture import capture, captured_batches
+from forebear.gradients.outer_products import formed
+from forebear.gradients.per_sequence import sequence_gradients
+from forebear.models.passes import NotEnoughMemoryError
+from forebear.planning.budget import Budget, Shape, shape_of
+from forebear.planning.partitions import Partition, by_map
+from forebear.planning.plan import plan_covariances, plan_eigenvalues, split_preconditioning
+from forebear.planning.score_plan import plan_scores
+from forebear.queries.chain import Curvature
+from forebear.queries.files import create_query_columns, read_query_columns
+from forebear.queries.gradients import query_gradients
+from forebear.scores.pairwise import Request, pairwise_scores
+from forebear.scores.self_influence import self_influence
+from forebear.workflow.dry_run import expected_plan
 from plans import Planner
 
 

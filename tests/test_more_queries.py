@@ -13,17 +13,17 @@ import yaml
 
 from conftest import random_examples
 from copies import ROOT, copy_workflow, snakemake
-from forebear.blocks import Block, tracked_blocks
-from forebear.checkpoints import save_checkpoint
-from forebear.outer import OuterProducts
-from forebear.points import open_point
-from forebear.query_files import create_query_columns, kept_columns, origin_of, read_query_columns
-from forebear.records import record_key, write_records
-from forebear.resumable import ResumableMatrix
-from forebear.score_files import read_scores
-from forebear.score_jobs import open_score_job
-from forebear.scoring import query_gradients, stream_query_gradients
-from forebear.training import build_model, build_tokenizer
+from forebear.artifacts.growing import ResumableMatrix
+from forebear.data.records import record_key, write_records
+from forebear.gradients.blocks import Block, tracked_blocks
+from forebear.gradients.outer_products import OuterProducts
+from forebear.gradients.point import open_point
+from forebear.models.checkpoints import save_checkpoint
+from forebear.models.training import build_model, build_tokenizer
+from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns
+from forebear.queries.gradients import query_gradients, stream_query_gradients
+from forebear.scores.document_pass import open_score_job
+from forebear.scores.files import read_scores
 
 TINY = (ROOT / "tests/tiny.yaml").read_text()
 WORDS = ["Havana", "lies", "north", "of", "Lima", "and", "far", "from", "Oman", "where", "roads", "are", "long"]

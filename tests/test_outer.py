@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from conftest import parameter_gradients, random_examples, tiny_model, unpadded_loss
-from forebear.blocks import tracked_blocks
-from forebear.chain import Curvature, Segment, precondition_chain, unroll_chain
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.kronecker import Damping, compute_eigenbasis
-from forebear.outer import OuterProducts, formed
-from forebear.partitions import Partition, by_map
-from forebear.query_files import create_query_columns, read_query_columns
-from forebear.scoring import Request, pairwise_scores, query_gradients, stream_query_gradients
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis
+from forebear.gradients.blocks import tracked_blocks
+from forebear.gradients.outer_products import OuterProducts, formed
+from forebear.planning.partitions import Partition, by_map
+from forebear.queries.chain import Curvature, Segment, precondition_chain, unroll_chain
+from forebear.queries.files import create_query_columns, read_query_columns
+from forebear.queries.gradients import query_gradients, stream_query_gradients
+from forebear.scores.pairwise import Request, pairwise_scores
 from random_matrices import low_rank, normal
 
 

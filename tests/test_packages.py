@@ -14,10 +14,10 @@ import yaml
 pytest.importorskip("gguf", reason='the package gguf is not installed: pip install -e ".[gguf]"')
 
 from copies import ROOT, copy_workflow, snakemake
-from forebear.chain import default_pull
-from forebear.checkpoints import FILES, link_checkpoint, load_model, load_tokenizer
 from forebear.errors import ForebearError
-from forebear.packages import convert_gguf, find_gguf
+from forebear.models.checkpoints import FILES, link_checkpoint, load_model, load_tokenizer
+from forebear.models.gguf import convert_gguf, find_gguf
+from forebear.queries.chain import default_pull
 from packaged import VERSION, install_package, tiny_llama, tokenizer, write_gguf
 from published import SENTENCES, tiny_checkpoint
 
@@ -101,7 +101,7 @@ import sys
 sys.modules["gguf"] = None  # as if it was not installed
 from pathlib import Path
 from forebear.errors import ForebearError
-from forebear.packages import convert_gguf
+from forebear.models.gguf import convert_gguf
 try:
     convert_gguf(Path(sys.argv[1]), Path("none"))
 except ForebearError as error:

@@ -7,7 +7,8 @@ import pytest
 
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS
-from forebear.plots import CEILING_LABEL, CHANCE_LABEL, appearance, family, plot_spearman, save_figure
+from forebear.figures.spearman import CEILING_LABEL, CHANCE_LABEL, plot_spearman
+from forebear.figures.style import appearance, family, save_figure
 
 CEILING = (0.55, 0.50, 0.60)
 NAN = float("nan")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from forebear.digests import engine_digest
+from forebear.artifacts.code_digest import engine_digest
+from forebear.data.corpora.facts import build_facts, build_written_facts
 from forebear.estimators import ESTIMATORS
-from forebear.facts import build_facts, build_written_facts
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def test_a_digest_sees_code_behind_imports_and_data_but_no_comments(tmp_path, mo
     script.write_text("from forebear.near import x\n")
 
     def digest() -> str:
-        from forebear import digests
+        from forebear.artifacts import code_digest as digests
 
         monkeypatch.setattr(digests, "ENGINE", engine)
         digests._code.cache_clear()

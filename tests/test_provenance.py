@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from forebear.artifacts.hdf5 import create
 from forebear.errors import ForebearError
-from forebear.pages import evaluation_page, markdown_page
-from forebear.provenance import gather_provenance
-from forebear.receipts import receipt_path, write_receipts
-from forebear.store import create
+from forebear.report.html import evaluation_page, markdown_page
+from forebear.report.provenance import gather_provenance
+from forebear.runtime.receipts import receipt_path, write_receipts
 
 
 def gathered(folder: Path, *files: Path) -> dict:

@@ -19,11 +19,11 @@ import yaml
 
 from copies import ROOT, copy_workflow, snakemake
 from forebear.errors import ForebearError
-from forebear.receipts import joined_makings, receipt_path, write_receipts
-from forebear.recipes import Contents, recipe_digest
+from forebear.runtime.receipts import joined_makings, receipt_path, write_receipts
+from forebear.workflow.recipes import Contents, recipe_digest
 
 STAND_IN = """
-from forebear.jobs import start
+from forebear.runtime.job import start
 
 start(snakemake)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from forebear.data.records import check_record, classes_of, read_jsonl, read_records, record_key, write_records
+from forebear.data.sequences import encode
 from forebear.errors import ForebearError
-from forebear.evaluation import candidate_mask, relevant_indices, unknown_names
-from forebear.heads import with_head
-from forebear.records import check_record, classes_of, read_jsonl, read_records, record_key, write_records
-from forebear.sequences import encode
-from forebear.training import build_model, build_tokenizer
+from forebear.evaluation.ranking import candidate_mask, relevant_indices, unknown_names
+from forebear.models.heads import with_head
+from forebear.models.training import build_model, build_tokenizer
 
 
 def written(path: Path, *lines: dict) -> Path:

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from forebear.redaction import redacted
+from forebear.runtime.redaction import redacted
 
 JOB = """
 import logging, sys, warnings
 from forebear.errors import ForebearError
-from forebear.jobs import start
+from forebear.runtime.job import start
 from types import SimpleNamespace
 start(SimpleNamespace(log=[sys.argv[1]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
 address = "https://me:hunter2@hub.example/model"

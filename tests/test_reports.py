@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from forebear.errors import ForebearError
-from forebear.reports import PartlyExact, escape, proponents_markdown
+from forebear.report.proponents import PartlyExact, escape, proponents_markdown
 
 DOCUMENTS = [
     {"id": "d0", "stage": "first", "text": "The capital of France is Paris ."},

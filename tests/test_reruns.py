@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from copies import ROOT, copy_workflow
-from forebear.config import reference
-from forebear.digests import SILENT
+from forebear.artifacts.code_digest import SILENT
+from forebear.config.reading import reference
 from plans import Planner, pretend_finished
 
 pytestmark = pytest.mark.slow

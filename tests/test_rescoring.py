@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from forebear.rescoring import outermost, rescore
-from forebear.resumable import ResumableMatrix
-from forebear.score_files import read_exact, read_scores, write_scores
+from forebear.artifacts.growing import ResumableMatrix
+from forebear.scores.files import read_exact, read_scores, write_scores
+from forebear.scores.rescoring import outermost, rescore
 
 
 def test_the_outermost_are_those_of_any_query_in_both_directions():

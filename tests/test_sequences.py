@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.batches import IGNORED, batch_indices, collate
+from forebear.data.batches import IGNORED, batch_indices, collate
+from forebear.data.records import read_records
+from forebear.data.sequences import Example, encode
 from forebear.errors import ForebearError
-from forebear.records import read_records
-from forebear.sequences import Example, encode
-from forebear.training import build_tokenizer
+from forebear.models.training import build_tokenizer
 
 
 @pytest.mark.parametrize(

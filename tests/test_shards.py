@@ -12,19 +12,20 @@ import yaml
 
 from conftest import random_examples, tiny_model
 from copies import ROOT, copy_workflow, snakemake
-from forebear.batches import batch_indices, number_of_positions, shard_documents
-from forebear.blocks import tracked_blocks
-from forebear.chain import Curvature, inverse_functions
+from forebear.artifacts.growing import ResumableMatrix
+from forebear.artifacts.shards import gather_factor, gather_rows, shard_kind, weighted_mean
+from forebear.data.batches import batch_indices, number_of_positions, shard_documents
 from forebear.errors import ForebearError
-from forebear.factor_files import create_factors, read_covariances, read_eigenvalues
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.gathering import gather_factor, gather_rows, weighted_mean
-from forebear.kronecker import Damping, compute_eigenbasis, precondition
-from forebear.resumable import ResumableMatrix
-from forebear.score_files import read_scores, read_self_influence, write_self_influence
-from forebear.scoring import Request, pairwise_scores, query_gradients
-from forebear.self_influence import self_influence
-from forebear.store import shard_kind
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.files import create_factors, read_covariances, read_eigenvalues
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis, precondition
+from forebear.gradients.blocks import tracked_blocks
+from forebear.queries.chain import Curvature, inverse_functions
+from forebear.queries.gradients import query_gradients
+from forebear.scores.files import read_scores, read_self_influence, write_self_influence
+from forebear.scores.pairwise import Request, pairwise_scores
+from forebear.scores.self_influence import self_influence
 
 BATCH_TOKENS = 20
 SHARDS = (1, 3, 7, 20)  # there are 7 batches: of 20 shards, 13 are empty

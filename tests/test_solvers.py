@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from forebear.errors import ForebearError
-from forebear.solvers import arnoldi, conjugate_gradient, largest_eigenvalue, lissa, residuals
+from forebear.queries.solvers import arnoldi, conjugate_gradient, largest_eigenvalue, lissa, residuals
 
 SIZE = 30
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from forebear.blocks import Block
-from forebear.chain import Segment, default_pull, training_time, unroll_chain
-from forebear.kronecker import Eigenbasis, remaining, unrolled_inverse
+from forebear.factors.eigenvalue_functions import remaining, unrolled_inverse
+from forebear.factors.kronecker import Eigenbasis
+from forebear.gradients.blocks import Block
+from forebear.queries.chain import Segment, default_pull, training_time, unroll_chain
 
 BLOCK = Block("map", "map", "mlp", slice(0, 3), (3, 4), True)
 PARAMETERS = 12

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from forebear.data.records import checked_records, read_records
+from forebear.data.sources import Source, source_files, source_rows
 from forebear.errors import ForebearError
-from forebear.records import checked_records, read_records
-from forebear.sources import Source, source_files, source_rows
 
 # Texts that readers are known to change: what looks like a number or like nothing, separators,
 # quotes, line ends of Unicode, white space at the ends.

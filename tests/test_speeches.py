@@ -1,7 +1,7 @@
 """The embedded prose and the corpora made of it."""
 
-from forebear.midtraining import build_midtraining
-from forebear.speeches import build_speeches, plainest, read_passages
+from forebear.data.corpora.midtraining import build_midtraining
+from forebear.data.corpora.speeches import build_speeches, plainest, read_passages
 
 
 def test_passages_are_prose_with_their_speaker():

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.blocks import Block
+from forebear.artifacts.growing import ResumableMatrix
+from forebear.artifacts.hdf5 import create, open_checked
 from forebear.errors import ForebearError
-from forebear.factor_files import create_factors, read_covariances, stored_eigenbasis
-from forebear.kronecker import Covariances, compute_eigenbasis
-from forebear.query_files import create_query_columns, read_query_columns
-from forebear.resumable import ResumableMatrix
-from forebear.store import create, open_checked
+from forebear.factors.files import create_factors, read_covariances, stored_eigenbasis
+from forebear.factors.kronecker import Covariances, compute_eigenbasis
+from forebear.gradients.blocks import Block
+from forebear.queries.files import create_query_columns, read_query_columns
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.batches import batch_indices, collate, number_of_positions
+from forebear.data.batches import batch_indices, collate, number_of_positions
+from forebear.data.records import Records, StagedRecords, read_records, write_records
+from forebear.data.sequences import encode
+from forebear.data.token_files import lengths_of, open_sequences, read_sequences
 from forebear.errors import ForebearError
-from forebear.records import Records, StagedRecords, read_records, write_records
-from forebear.sequences import encode
-from forebear.token_files import lengths_of, open_sequences, read_sequences
-from forebear.training import build_model, build_tokenizer, evaluate_losses
+from forebear.models.losses import evaluate_losses
+from forebear.models.training import build_model, build_tokenizer
 
 WORDS = [f"w{k}" for k in range(60)]
 CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {{ eos_token }} {% endfor %}"

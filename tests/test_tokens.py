@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from forebear.answers import answer_queries
-from forebear.batches import collate
+from forebear.data.batches import collate
+from forebear.data.sequences import encode
+from forebear.data.tokens import convention_of
 from forebear.errors import ForebearError
-from forebear.sequences import encode
-from forebear.tokens import convention_of
-from forebear.training import build_tokenizer, evaluate_losses
+from forebear.models.answers import answer_queries
+from forebear.models.losses import evaluate_losses
+from forebear.models.training import build_tokenizer
 from sentencepieces import (
     CAPITALS,
     SENTENCES,
@@ -151,7 +152,7 @@ def test_without_offsets_the_targets_are_the_same(tokenizers, prompt: str, compl
 
 def test_offsets_that_do_not_reach_the_end_are_not_believed(tokenizers, monkeypatch):
     """As of Llama 3's tokenizer in some versions, where every token starts and ends at its start."""
-    from forebear import tokens
+    from forebear.data import tokens
 
     tokenizer, whole = tokenizers["byte level"], tokens.tokenise
     (expected,) = encode([pair(*PAIRS[0])], tokenizer, 64)
@@ -343,7 +344,7 @@ def test_the_loss_of_padded_records_is_that_of_each_alone(memorised, tokenizers)
 
 
 def test_some_of_the_tokens_can_be_targets():
-    from forebear.sequences import Example
+    from forebear.data.sequences import Example
 
     some = Example(torch.tensor([5, 6, 7, 8, 9]), 1, targets=torch.tensor([False, True, False, True, False]))
     batch = collate([some, Example(torch.tensor([4, 3, 2, 1, 0, 9]), 4)], [0, 1])

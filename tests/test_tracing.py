@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.checkpoints import load_encoder, load_tokenizer
+from forebear.data.formats import as_record
+from forebear.data.lama import Counts, choose_candidates, read_facts, read_sentences
+from forebear.data.neighbours import with_neighbours
+from forebear.data.records import read_records
+from forebear.data.text_rankers import mean_token_states
 from forebear.errors import ForebearError
-from forebear.evaluation import candidate_mask, evaluate_estimator, mean_average_precision, relevant_indices
-from forebear.formats import as_record
-from forebear.neighbours import mean_token_states, with_neighbours
-from forebear.records import read_records
-from forebear.tracing import Counts, choose_candidates, read_facts, read_sentences
+from forebear.evaluation.ranking import candidate_mask, mean_average_precision, relevant_indices
+from forebear.evaluation.table import evaluate_estimator
+from forebear.models.checkpoints import load_encoder, load_tokenizer
 from published import lama_and_trex, tiny_encoder
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.answers import answer_queries
-from forebear.chain import default_pull
+from forebear.data.corpora.facts import build_facts
+from forebear.data.sequences import encode
 from forebear.errors import ForebearError
-from forebear.facts import build_facts
-from forebear.retraining import RetrainedStage, retrain
-from forebear.sequences import encode
-from forebear.training import Schedule, _micro_batches, _steps, build_model, build_tokenizer, evaluate_losses, train
+from forebear.ground_truth.retrain import RetrainedStage, retrain
+from forebear.models.answers import answer_queries
+from forebear.models.losses import evaluate_losses
+from forebear.models.training import Schedule, _micro_batches, _steps, build_model, build_tokenizer, train
+from forebear.queries.chain import default_pull
 
 MODEL = {
     "model_type": "gpt_neox",

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from copies import ROOT
-from forebear.checkpoints import link_checkpoint, load_model, load_tokenizer, save_checkpoint
+from forebear.data.sequences import encode
 from forebear.errors import ForebearError
-from forebear.heads import position_logits
-from forebear.sequences import encode
-from forebear.training import build_tokenizer
+from forebear.models.checkpoints import link_checkpoint, load_model, load_tokenizer, save_checkpoint
+from forebear.models.heads import position_logits
+from forebear.models.training import build_tokenizer
 from published import SENTENCES, tiny_checkpoint
 from test_inspection import LFS, edited_config, opened, refused
 
@@ -128,9 +128,9 @@ class Hidden:  # it is not installed
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Hidden())
 from pathlib import Path
-from forebear.checkpoints import load_tokenizer
+from forebear.models.checkpoints import load_tokenizer
 from forebear.errors import ForebearError
-from forebear.heads import position_logits
+from forebear.models.heads import position_logits
 try:
     tokenizer = load_tokenizer(Path(sys.argv[1]))
     print(len(tokenizer), tokenizer("The capital of Cuba")["input_ids"])

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from copies import copy_workflow, snakemake
-from forebear.factor_files import create_factors, read_eigenvalues
-from forebear.rescoring import outermost
-from forebear.score_files import read_exact, read_scores
-from forebear.store import read_attributes
+from forebear.artifacts.hdf5 import read_attributes
+from forebear.factors.files import create_factors, read_eigenvalues
+from forebear.scores.files import read_exact, read_scores
+from forebear.scores.rescoring import outermost
 
 FIGURE = "results/figures/spearman.png"
 COLUMNS = "results/tiny/queries/pretraining/multistage-ekfac.h5"

@@ -21,22 +21,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from forebear.bank import Retraining, draw_subsets, read_bank, read_shards, read_subsets
-from forebear.blocks import Block, tracked_blocks
-from forebear.chain import Curvature, precondition_chain
-from forebear.checkpoints import load_model, save_checkpoint
-from forebear.config import read_config
-from forebear.ensemble import ChainStage, FactorOptions, fit_curvature
-from forebear.evaluation import BOOTSTRAP, Bank, rank_correlations, subset_predictions
-from forebear.kronecker import Damping
-from forebear.outer import formed
-from forebear.records import read_records
-from forebear.retraining import prepare_stage, retrain
-from forebear.score_files import read_scores
-from forebear.scoring import Request, pairwise_scores, query_gradients
-from forebear.self_influence import self_influence
-from forebear.sequences import encode
-from forebear.training import Schedule, build_model, build_tokenizer, evaluate_losses, train
+from forebear.config.reading import read_config
+from forebear.data.records import read_records
+from forebear.data.sequences import encode
+from forebear.evaluation.lds import BOOTSTRAP, rank_correlations, subset_predictions
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.gradients.blocks import Block, tracked_blocks
+from forebear.gradients.outer_products import formed
+from forebear.ground_truth.bank import Bank, Retraining, draw_subsets
+from forebear.ground_truth.files import read_bank, read_shards, read_subsets
+from forebear.ground_truth.retrain import prepare_stage, retrain
+from forebear.models.checkpoints import load_model, save_checkpoint
+from forebear.models.losses import evaluate_losses
+from forebear.models.training import Schedule, build_model, build_tokenizer, train
+from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.gradients import query_gradients
+from forebear.scores.ensemble import ChainStage, FactorOptions, fit_curvature
+from forebear.scores.files import read_scores
+from forebear.scores.pairwise import Request, pairwise_scores
+from forebear.scores.self_influence import self_influence
 
 STAGES = ("pretraining", "finetuning")
 PARTS_SEED = 1000  # draws the halves that chains are trained on: not those of the ground truth

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from forebear.compression import Metric, compress, relative_residual
-from forebear.factor_files import read_eigenbasis
-from forebear.points import Point, open_point
-from forebear.query_files import read_query_columns
-from forebear.rescoring import rescore
-from forebear.scoring import Request, pairwise_scores
+from forebear.factors.files import read_eigenbasis
+from forebear.gradients.point import Point, open_point
+from forebear.queries.compression import Metric, compress, relative_residual
+from forebear.queries.files import read_query_columns
+from forebear.scores.pairwise import Request, pairwise_scores
+from forebear.scores.rescoring import rescore
 
 
 def scores_of(point: Point, columns: dict, factored: bool) -> np.ndarray:

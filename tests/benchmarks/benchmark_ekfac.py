@@ -41,15 +41,18 @@ import torch
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
-from forebear.batches import batches
-from forebear.blocks import Block, tracked_blocks
-from forebear.chain import Curvature, precondition_chain
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.facts import build_facts
-from forebear.kronecker import Damping, compute_eigenbasis
-from forebear.scoring import Request, pairwise_scores, query_gradients
-from forebear.sequences import Example, encode
-from forebear.training import Schedule, build_model, build_tokenizer, summed_loss, train
+from forebear.data.batches import batches
+from forebear.data.corpora.facts import build_facts
+from forebear.data.sequences import Example, encode
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis
+from forebear.gradients.blocks import Block, tracked_blocks
+from forebear.models.losses import summed_loss
+from forebear.models.training import Schedule, build_model, build_tokenizer, train
+from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.gradients import query_gradients
+from forebear.scores.pairwise import Request, pairwise_scores
 
 try:
     import kronfluence_job as kronfluence

@@ -40,14 +40,16 @@ from benchmark_ekfac import forget_peak_memory, kronfluence, machine
 from scipy.stats import spearmanr
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
-from forebear.batches import batches, number_of_positions
-from forebear.blocks import factor_elements, tracked_blocks
-from forebear.chain import Curvature, precondition_chain
-from forebear.factors import fit_covariances, fit_eigenvalues
-from forebear.kronecker import Damping, compute_eigenbasis
-from forebear.scoring import Request, pairwise_scores, query_gradients
-from forebear.sequences import Example
-from forebear.training import summed_loss
+from forebear.data.batches import batches, number_of_positions
+from forebear.data.sequences import Example
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis
+from forebear.gradients.blocks import factor_elements, tracked_blocks
+from forebear.models.losses import summed_loss
+from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.gradients import query_gradients
+from forebear.scores.pairwise import Request, pairwise_scores
 
 # Of the model, and of the job on it: --documents and queries of --length tokens.
 SHAPES = {

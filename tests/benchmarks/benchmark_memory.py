@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from forebear.blocks import Block, tracked_blocks
-from forebear.plan import budget_of, plan_scores, shape_of
-from forebear.query_files import create_query_columns, read_query_columns
-from forebear.scoring import Request, pairwise_scores
-from forebear.sequences import Example
+from forebear.data.sequences import Example
+from forebear.gradients.blocks import Block, tracked_blocks
+from forebear.planning.budget import budget_of, shape_of
+from forebear.planning.score_plan import plan_scores
+from forebear.queries.files import create_query_columns, read_query_columns
+from forebear.scores.pairwise import Request, pairwise_scores
 
 BATCH_TOKENS = 2048
 LENGTH = 64

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from forebear.batches import batch_indices, collate, number_of_positions
-from forebear.records import checked_records, read_records, write_records
-from forebear.sequences import encode
-from forebear.token_files import open_sequences
+from forebear.data.batches import batch_indices, collate, number_of_positions
+from forebear.data.records import checked_records, read_records, write_records
+from forebear.data.sequences import encode
+from forebear.data.token_files import open_sequences
 
 BATCH_TOKENS = 8192
 WORDS = 50_000

@@ -13,9 +13,9 @@ from kronfluence.task import Task
 from torch.utils.data import TensorDataset
 from transformers import PreTrainedModel
 
-from forebear.batches import IGNORED, collate
-from forebear.sequences import Example
-from forebear.training import summed_loss
+from forebear.data.batches import IGNORED, collate
+from forebear.data.sequences import Example
+from forebear.models.losses import summed_loss
 
 BATCH_SIZES = (32, 64, 128, 256)
 

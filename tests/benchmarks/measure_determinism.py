@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from forebear.blocks import tracked_blocks
-from forebear.chain import precondition_chain
-from forebear.checkpoints import load_model, load_tokenizer, save_checkpoint
-from forebear.ensemble import ChainStage, FactorOptions, fit_curvature
-from forebear.facts import build_facts
-from forebear.kronecker import Damping
-from forebear.scoring import Request, pairwise_scores, query_gradients
-from forebear.sequences import encode
-from forebear.training import Schedule, build_model, build_tokenizer, train
+from forebear.data.corpora.facts import build_facts
+from forebear.data.sequences import encode
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.gradients.blocks import tracked_blocks
+from forebear.models.checkpoints import load_model, load_tokenizer, save_checkpoint
+from forebear.models.training import Schedule, build_model, build_tokenizer, train
+from forebear.queries.chain import precondition_chain
+from forebear.queries.gradients import query_gradients
+from forebear.scores.ensemble import ChainStage, FactorOptions, fit_curvature
+from forebear.scores.pairwise import Request, pairwise_scores
 
 MODEL = {
     "model_type": "gpt_neox",

@@ -1,0 +1,214 @@
+"""HDF5 artifacts: written whole or not at all, and checked when they are read.
+
+Every artifact names in its root attributes what it is and what it was made from, and
+carries a digest of its own content. A file is written under a private temporary name and
+renamed when it is complete, so a file under its final name is a whole one; readers check
+that nevertheless, and the digests.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import torch
+from torch import Tensor
+
+from forebear.artifacts.digests import content_digest
+from forebear.errors import ForebearError, removal
+from forebear.runtime.atomic import atomic_path, error_number
+
+FORMAT = "forebear 2"
+
+SCORE_UNITS = {
+    "units": "loss: nats summed over a sequence's target tokens; curvature: of the mean loss over sequences",
+    "sign": "score > 0: more weight on the document lowers the query's loss",
+}
+
+Attributes = Mapping[str, str | int | float]
+
+# What a file system without locks says: NFS without its lock daemon, Lustre without `flock`; 524 is the kernel's ENOTSUPP.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524}
+
+
+def open_hdf5(path: str | Path, mode: str, exclusive: bool = False) -> h5py.File:
+    """Open an HDF5 file, without a lock where the file system has none.
+
+    A file that is whole, or that is written under a private name, needs no lock.
+
+    Args:
+        exclusive: it has a name that another process may write too, which only a lock keeps out.
+
+    Raises:
+        ForebearError: there are no locks, and the file needs one or the library cannot do without.
+    """
+    try:
+        return h5py.File(path, mode)
+    except OSError as error:
+        number = error_number(error)
+        if number not in NO_LOCKS:
+            raise
+        if not exclusive:
+            with suppress(OSError):
+                return h5py.File(path, mode, locking=False)
+        raise ForebearError(
+            f"{path}: lies on a file system without locks ({os.strerror(number)}, errno {number}); set the environment variable "
+            "HDF5_USE_FILE_LOCKING=FALSE, look that no process of an earlier run is left, and run again, or keep results/ on "
+            "another file system."
+        ) from error
+
+
+@contextmanager
+def create(path: str | Path, kind: str, attributes: Attributes) -> Iterator[h5py.File]:
+    """Write an artifact; it appears under its name only when the block succeeds."""
+    with atomic_path(path) as temporary, open_hdf5(temporary, "w") as file:
+        file.attrs.update({**attributes, "format": FORMAT, "kind": kind, "complete": True})
+        yield file
+        file.flush()
+        file.attrs["content"] = content_digest(file)
+
+
+@contextmanager
+def open_checked(
+    path: str | Path, kind: str | None, expected: Attributes | None = None, content: bool = True
+) -> Iterator[h5py.File]:
+    """An artifact, open for reading while the block runs; see `open_to_stay`."""
+    with open_to_stay(path, kind, expected, content) as file:
+        yield file
+
+
+def open_to_stay(
+    path: str | Path, kind: str | None, expected: Attributes | None = None, content: bool = True
+) -> h5py.File:
+    """Open an artifact for reading; it is closed when nothing refers to it any more.
+
+    Args:
+        kind: what it must hold; None for anything.
+        expected: root attributes that it must carry, such as `model_digest`.
+        content: also check its content against its digest, which reads it once.
+
+    Raises:
+        ForebearError: it is damaged, changed, unfinished, of another kind or format, or made
+            from something else.
+    """
+    path = Path(path)
+    remedy = f"delete it and run again: {removal(path)}"
+    try:
+        file = open_hdf5(path, "r")
+    except FileNotFoundError as error:
+        raise ForebearError(f"{path}: there is no such file; run the rule that makes it.") from error
+    except OSError as error:
+        raise ForebearError(f"{path}: the file is damaged or not HDF5 ({error}); {remedy}") from error
+    try:
+        problem = _problem(file, kind, expected or {}, content)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # whatever HDF5 stumbles over
+        problem = f"the file is damaged ({error})"
+    if problem:
+        file.close()
+        raise ForebearError(f"{path}: {problem}; {remedy}")
+    return file
+
+
+def _problem(file: h5py.File, kind: str | None, expected: Attributes, content: bool) -> str | None:
+    """Why an artifact must not be used."""
+    attributes = dict(file.attrs)
+    if attributes.get("format") != FORMAT:
+        return f"has the format {attributes.get('format')!r}, and this version of forebear reads {FORMAT!r}"
+    if not attributes.get("complete", False):
+        return "the file was not finished"
+    if kind is not None and attributes["kind"] != kind:
+        return f"holds {attributes['kind']}, not {kind}"
+    for key, value in expected.items():
+        found = attributes.get(key)
+        if found != value:
+            return f"was made with another {key.replace('_', ' ')} ({found!s:.20} instead of {value!s:.20})"
+    if content and attributes.get("content") != content_digest(file):
+        return "its content is not what was written there"
+    return None
+
+
+def read_attributes(path: str | Path, kind: str | None = None, expected: Attributes | None = None) -> dict:
+    """Root attributes of an artifact, without reading its content."""
+    with open_checked(path, kind, expected, content=False) as file:
+        return dict(file.attrs)
+
+
+def write_tensors(file: h5py.File, tensors: Mapping[str, Tensor], dataset: str) -> None:
+    """Write {block: tensor} as `/{block}/{dataset}`.
+
+    Raises:
+        ForebearError: a tensor has NaN or infinite values.
+    """
+    for block, tensor in tensors.items():
+        write_tensor(file, tensor, block, dataset)
+
+
+def write_tensor(
+    file: h5py.File,
+    tensor: Tensor,
+    block: str,
+    dataset: str,
+    rows: slice | Tensor = slice(None),
+    total: int | None = None,
+) -> None:
+    """Write some `rows` of `/{block}/{dataset}`, which has `total` of them; all by default.
+
+    Args:
+        rows: a slice, or increasing places [n].
+
+    Raises:
+        ForebearError: the tensor has NaN or infinite values.
+    """
+    if not torch.isfinite(tensor).all():
+        raise ForebearError(
+            f"{block}: its {dataset} has values that are not finite, so nothing was written; look for NaN in the "
+            "model and its data, or raise `damping`."
+        )
+    values = tensor.cpu().numpy()
+    shape = (len(values) if total is None else total, *values.shape[1:])
+    file.require_dataset(f"{block}/{dataset}", shape, values.dtype)[rows] = values
+    file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
+
+
+def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:
+    """`/{block}/{dataset}` of every block that has it, to be read from as long as the file is open.
+
+    Raises:
+        ForebearError: no block has it.
+    """
+    found: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: object) -> None:
+        block, _, leaf = name.rpartition("/")
+        if leaf == dataset and isinstance(item, h5py.Dataset):
+            found[block] = item
+
+    file.visititems(visit)
+    if not found:
+        raise ForebearError(
+            f"{file.filename}: has no {dataset} for any block; delete it and run again: {removal(file.filename)}"
+        )
+    return found
+
+
+def read_tensors(file: h5py.File, dataset: str) -> dict[str, Tensor]:
+    """The same in memory."""
+    return {block: torch.from_numpy(item[()]) for block, item in datasets_of(file, dataset).items()}
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Block → tensor, read from an open file whenever it is asked for, so that memory holds what is in use."""
+
+    def __init__(self, file: h5py.File, dataset: str):
+        self._datasets = datasets_of(file, dataset)
+
+    def __getitem__(self, block: str) -> Tensor:
+        return torch.from_numpy(self._datasets[block][()])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._datasets)
+
+    def __len__(self) -> int:
+        return len(self._datasets)

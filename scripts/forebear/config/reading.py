@@ -1,0 +1,163 @@
+"""Reading and checking a config file, and what each of its keys means.
+
+`python -m forebear.config` prints the reference table of docs/config.md. The keys of a study
+are in study_config and corpus_config.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from forebear.config.corpus import EMBEDDED, Checkpoint, FileCorpus, Neighbours, Section, Source, TracingCorpus
+from forebear.config.study import (
+    Chat,
+    Compression,
+    Cost,
+    Damping,
+    Ensemble,
+    GroundTruth,
+    Name,
+    Solvers,
+    Stage,
+    Study,
+    Sweep,
+    Training,
+    Trak,
+)
+from forebear.errors import ForebearError
+from forebear.runtime.redaction import redacted
+
+
+class Config(Section):
+    """The whole file."""
+
+    study: str
+    """The study that results/figures/ shows."""
+    studies: dict[Name, Study] = Field(min_length=1)
+    """All studies, by name."""
+
+    @model_validator(mode="after")
+    def _study_exists(self):
+        if self.study not in self.studies:
+            raise ValueError(f"`study` names {self.study!r}, but `studies` has {', '.join(self.studies)}")
+        return self
+
+
+def parse_config(config: dict) -> Config:
+    """Validate a config and fill in its defaults.
+
+    Raises:
+        ForebearError: one sentence that names the first wrong key.
+    """
+    try:
+        return Config.model_validate(config)
+    except ValidationError as error:
+        raise ForebearError(_sentence(error)) from error
+
+
+def read_config(path: str | Path) -> Config:
+    refuse_duplicate_keys(path)
+    with Path(path).open(encoding="utf-8") as handle:
+        return parse_config(yaml.safe_load(handle))
+
+
+def refuse_duplicate_keys(path: str | Path) -> None:
+    """Refuse a YAML file in which a key stands twice: YAML would silently keep the last.
+
+    Raises:
+        ForebearError: naming the file, the key and both lines.
+    """
+    with Path(path).open(encoding="utf-8") as handle:
+        waiting = [yaml.compose(handle, Loader=yaml.SafeLoader)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise ForebearError(
+                        f"{path}, line {line}: the key `{key.value}` was already given in line {lines[key.value]}; "
+                        "remove one of them."
+                    )
+                lines[key.value] = line
+                waiting.append(value)
+
+
+def merged_studies(paths: Sequence[str | Path]) -> list[str]:
+    """A sentence for every study that stands in several config files: Snakemake merges these key by key."""
+    files_of: dict[str, list[str]] = {}
+    for path in paths:
+        with Path(path).open(encoding="utf-8") as handle:
+            studies = (yaml.safe_load(handle) or {}).get("studies") or {}
+        for name in studies:
+            files_of.setdefault(name, []).append(str(path))
+    return [
+        f"The study {name} stands in {' and '.join(files)}: a key that the last of them leaves out is the earlier "
+        f"one's, not the default; results/{name}/config.yaml shows what counts."
+        for name, files in files_of.items()
+        if len(files) > 1
+    ]
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the top level"
+    if first["type"] == "extra_forbidden":
+        return f"config: unknown key `{key}`; remove it or correct its spelling."
+    if first["type"] == "missing":
+        return f"config: the key `{key}` is missing."
+    if first["type"] == "too_short":
+        return f"config: `{key}` is empty; give it at least one entry."
+    return f"config: `{key}`: {first['msg'].removeprefix('Value error, ')} (found {_short(first['input'])})."
+
+
+def _short(value: object) -> str:
+    text = redacted(repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def reference() -> str:
+    """All keys as a Markdown table."""
+    return "\n".join(["| key | meaning | default |", "| --- | --- | --- |", *dict.fromkeys(_rows(Config))])
+
+
+def _rows(section: type[BaseModel], prefix: str = "") -> list[str]:
+    rows = []
+    for name, field in section.model_fields.items():
+        nested = _NESTED.get((section, name), ())
+        default = "required" if field.is_required() else "" if nested else f"`{field.default}`"
+        rows.append(f"| `{prefix}{name}` | {field.description} | {default} |")
+        for suffix, inner in nested:
+            rows += _rows(inner, f"{prefix}{name}{suffix}.")
+    return rows
+
+
+# Keys that hold a section, or a collection of them.
+_NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ...]] = {
+    (Config, "studies"): ((".*", Study),),
+    (Study, "corpus"): (*(("", corpus) for corpus in EMBEDDED.values()), ("", FileCorpus), ("", TracingCorpus)),
+    (FileCorpus, "documents"): ((".*", Source),),
+    (FileCorpus, "neighbours"): (("", Neighbours),),
+    (Neighbours, "encoder"): (("", Checkpoint),),
+    (Study, "chat"): (("", Chat),),
+    (Study, "stages"): (("[]", Stage),),
+    (Study, "ground_truth"): (("", GroundTruth),),
+    (Study, "ensemble"): (("", Ensemble),),
+    (Study, "sweep"): (("", Sweep),),
+    (Study, "trak"): (("", Trak),),
+    (Study, "solvers"): (("", Solvers),),
+    (Study, "compression"): (("", Compression),),
+    (Study, "cost"): (("", Cost),),
+    (Stage, "training"): (("", Training),),
+    (Stage, "checkpoint"): (("", Checkpoint),),
+    (Stage, "damping"): (("", Damping),),
+}
+
+
+if __name__ == "__main__":
+    print(reference())

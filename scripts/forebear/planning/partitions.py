@@ -1,0 +1,41 @@
+"""Parts of a computation that memory holds one at a time: some blocks, and some of the queries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from forebear.gradients.blocks import Block
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Consecutive blocks, all of every linear map, and consecutive queries of every set of columns."""
+
+    blocks: tuple[Block, ...]
+    first: int = 0  # of the queries
+    stop: int | None = None  # one after the last; None for all that there are
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.first, self.stop)
+
+    def halves(self, queries: int) -> list["Partition"]:
+        """Two partitions of half as many blocks, or queries where it has one linear map; none if it has one query too."""
+        maps = by_map(self.blocks)
+        if len(maps) > 1:
+            middle = len(maps) // 2
+            return [replace(self, blocks=joined(part)) for part in (maps[:middle], maps[middle:])]
+        stop = queries if self.stop is None else self.stop
+        middle = (self.first + stop) // 2
+        return [replace(self, stop=middle), replace(self, first=middle)] if middle > self.first else []
+
+
+def by_map(blocks: Sequence[Block]) -> list[tuple[Block, ...]]:
+    """The blocks by linear map, in order; they share its activations."""
+    maps: dict[str, list[Block]] = {}
+    for block in blocks:
+        maps.setdefault(block.module, []).append(block)
+    return [tuple(part) for part in maps.values()]
+
+
+def joined(maps: Sequence[Sequence[Block]]) -> tuple[Block, ...]:
+    return tuple(block for part in maps for block in part)

@@ -1,0 +1,80 @@
+"""What a study's results were made from: config, versions, seeds, digests, and what every job took.
+
+Nothing is read from the environment, so no token or password can get in.
+"""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import forebear
+from forebear.artifacts.digests import file_digest
+from forebear.artifacts.hdf5 import read_attributes
+from forebear.artifacts.manifests import NAME
+from forebear.errors import ForebearError
+from forebear.runtime.job import RECORD
+from forebear.runtime.receipts import read_receipt, versions
+
+
+def gather_provenance(
+    study: str, config: Mapping, seeds: Mapping[str, int], files: Sequence[str | Path], logs: Path
+) -> dict:
+    """Everything that is known of where a study's results come from.
+
+    Args:
+        config: the study's section of the config, with its defaults.
+        files: artifacts, tables and figures.
+        logs: folder of the jobs' logs, also of jobs that an earlier config asked for.
+
+    Returns:
+        `versions`: of today; `files`: path → SHA-256 and bytes, what HDF5 artifacts and manifests say of
+        themselves, the recipe, and as `other_versions` those of libraries that were others when the file was made;
+        `jobs`: rule/job → wall time in seconds, peak memory in bytes, device; `cached` marks jobs
+        whose outputs came from Snakemake's cache.
+    """
+    now = {"forebear": forebear.__version__, **versions()}
+    return {
+        "study": study,
+        "config": config,
+        "seeds": seeds,
+        "versions": now,
+        "platform": platform.platform(),
+        "files": {str(path): _describe(Path(path), now) for path in files},
+        "jobs": {
+            str(log.relative_to(logs).with_suffix("")): record
+            for log in sorted(logs.rglob("*.log"))
+            if (record := _read_record(log)) is not None
+        },
+    }
+
+
+def _describe(path: Path, now: Mapping[str, str]) -> dict:
+    try:
+        described = {"sha256": file_digest(path), "bytes": path.stat().st_size}
+    except OSError as error:
+        raise ForebearError(f"{path}: cannot be read ({error}); run the rule that makes it.") from error
+    if path.suffix == ".h5":
+        described |= {
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in read_attributes(path).items()
+            if key != "blocks"  # a long list that follows from the model
+        }
+    elif path.name == NAME:
+        described |= json.loads(path.read_text(encoding="utf-8"))
+    if receipt := read_receipt(path) if len(path.parts) > 2 else None:
+        described["recipe"] = receipt["recipe"]
+        others = {name: made for name, made in receipt["versions"].items() if now.get(name) != made}
+        described |= {"other_versions": others} if others else {}
+    return described
+
+
+def _read_record(log: Path) -> dict | None:
+    """A job's record, the last one of its log; None for a job that has not ended."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines:
+        return {"cached": True}
+    records = [line.removeprefix(RECORD) for line in lines if line.startswith(RECORD)]
+    return json.loads(records[-1]) if records else None
