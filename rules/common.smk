@@ -129,10 +129,10 @@ def expected_plan(study, job, memory_mb, stage, records, estimators):
     described = CONFIG.studies[study]
     if not workflow.dryrun and not any(s.checkpoint for s in described.stages):
         return None
-    from forebear.workflow import dry_run as expected
+    from forebear.workflow import dry_run
 
     folder = Path(f"results/{study}")
-    return expected.expected_plan(
+    return dry_run.expected_plan(
         described, folder, job, memory_mb, stage, records, list(estimators)
     )
 

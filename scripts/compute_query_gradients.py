@@ -9,7 +9,7 @@ lease_devices(snakemake.params.gpus)
 from forebear.data.records import read_records, record_key
 from forebear.gradients.point import open_point
 from forebear.gradients.tracked import tracked_warnings
-from forebear.planning.budget import budget_of
+from forebear.planning.budget import budget_of, shape_at
 from forebear.planning.plan import plan_query_gradients
 from forebear.queries.files import create_query_columns, kept_columns, origin_of
 from forebear.queries.gradients import stream_query_gradients
@@ -28,8 +28,9 @@ point = open_point(
 )
 for sentence in tracked_warnings({params.stage: point.tracked_share}):
     warn(sentence)
-budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_query_gradients(point.shape, budget, params.batch_tokens)
+shape = shape_at(point)
+budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+plan = plan_query_gradients(shape, budget, params.batch_tokens)
 print(plan)
 path, keys = snakemake.output.gradients, [record_key(record) for record in read_records(snakemake.input.queries)]
 origin = origin_of(params, [snakemake.input.manifest])

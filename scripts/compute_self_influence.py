@@ -9,7 +9,7 @@ lease_devices(snakemake.params.gpus)
 from forebear.artifacts.digests import params_digest
 from forebear.data.batches import shard_documents
 from forebear.gradients.point import open_point
-from forebear.planning.budget import budget_of
+from forebear.planning.budget import budget_of, shape_at
 from forebear.planning.plan import plan_eigenvalues
 from forebear.queries.open_chain import open_link
 from forebear.scores.files import write_self_influence
@@ -29,8 +29,9 @@ point = open_point(
 factors = (files.eigenbasis, files.eigenvalues)
 curvature, _ = open_link(params.link, files.manifest, files.fitted, *factors, point.blocks, stored=True)
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
-budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_eigenvalues(point.shape, budget, params.batch_tokens, double=False)  # it holds as much
+shape = shape_at(point)
+budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+plan = plan_eigenvalues(shape, budget, params.batch_tokens, double=False)  # it holds as much
 print(plan)
 options = (point.examples, curvature, plan.batch_tokens, documents)
 with measured() as cost:

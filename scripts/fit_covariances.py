@@ -12,7 +12,7 @@ from forebear.factors.files import create_factors
 from forebear.factors.fit import fit_covariances
 from forebear.gradients.point import open_point
 from forebear.gradients.tracked import tracked_warnings
-from forebear.planning.budget import budget_of
+from forebear.planning.budget import budget_of, shape_at
 from forebear.planning.plan import plan_covariances
 
 params = snakemake.params
@@ -29,8 +29,9 @@ point = open_point(
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 for sentence in tracked_warnings({params.point.rpartition("@")[2]: point.tracked_share}):
     warn(sentence)
-budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_covariances(point.shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
+shape = shape_at(point)
+budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+plan = plan_covariances(shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
 print(plan)
 options = (params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {

@@ -11,7 +11,7 @@ from forebear.data.batches import shard_documents
 from forebear.factors.files import create_factors, stored_eigenbasis
 from forebear.factors.fit import fit_eigenvalues
 from forebear.gradients.point import open_point
-from forebear.planning.budget import budget_of
+from forebear.planning.budget import budget_of, shape_at
 from forebear.planning.plan import plan_eigenvalues
 
 params = snakemake.params
@@ -27,8 +27,9 @@ point = open_point(
 )
 basis = stored_eigenbasis(snakemake.input.eigenbasis, {**point.digests, "seed": params.seed})
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
-budget = budget_of(point.shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_eigenvalues(point.shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
+shape = shape_at(point)
+budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+plan = plan_eigenvalues(shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
 print(plan)
 options = (basis, params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from copies import ROOT
+
 SOURCES = sorted((ROOT / "scripts").rglob("*.py"))
 
 # Modules that run code from data, or write where an archive says; their exceptions may be caught.

@@ -157,7 +157,3 @@ _NESTED: dict[tuple[type[BaseModel], str], tuple[tuple[str, type[BaseModel]], ..
     (Stage, "checkpoint"): (("", Checkpoint),),
     (Stage, "damping"): (("", Damping),),
 }
-
-
-if __name__ == "__main__":
-    print(reference())

@@ -10,12 +10,11 @@ from forebear.artifacts.manifests import point_digests
 from forebear.data.batches import number_of_positions
 from forebear.data.chat import Chat
 from forebear.data.sequences import Example
-from forebear.data.token_files import lengths_of, open_sequences
+from forebear.data.token_files import open_sequences
 from forebear.gradients.blocks import Block, summary, tracked_blocks, tracked_share
 from forebear.gradients.gate import check_model
 from forebear.models.checkpoints import check_context, load_model, load_tokenizer
 from forebear.models.heads import classes_by_label
-from forebear.planning.budget import Shape, shape_of
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,6 @@ class Point:
     examples: Sequence[Example]
     digests: dict[str, str]  # of model and data: what artifacts made here carry
     tracked_share: float  # of the parameters in the layers
-
-    @property
-    def shape(self) -> Shape:
-        return shape_of(self.model, self.blocks, lengths_of(self.examples).tolist())
 
     def attributes(self, documents: Sequence[int] | None = None) -> dict[str, str | int | float]:
         """What factors fitted here, on some documents or on all, say of themselves."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from forebear.data.token_files import lengths_of
 from forebear.gradients.blocks import Block
+from forebear.gradients.point import Point
 
 FLOAT = 4  # bytes: whatever is computed from a pass is in float32
 PROCESS_BYTES = 450 << 20  # the interpreter with its libraries
@@ -47,6 +49,11 @@ def shape_of(model: PreTrainedModel, blocks: Sequence[Block], lengths: Sequence[
     bytes_of_model = sum(sizes.values()) * model.dtype.itemsize
     width = looked_up.shape[0] if head is None else head.weight.shape[0]
     return Shape(tuple(blocks), int(multiplied), bytes_of_model, width, sum(lengths) / len(lengths), max(lengths))
+
+
+def shape_at(point: Point) -> Shape:
+    """The shape of a point's model and of its sequences."""
+    return shape_of(point.model, point.blocks, lengths_of(point.examples).tolist())
 
 
 def budget_of(model_bytes: int, memory_mb: float, gpus: int) -> Budget:

@@ -15,7 +15,7 @@ from forebear.artifacts.manifests import point_digests
 from forebear.data.records import read_records, record_key
 from forebear.estimators import ESTIMATORS
 from forebear.gradients.point import Point, open_point
-from forebear.planning.budget import budget_of
+from forebear.planning.budget import budget_of, shape_at
 from forebear.planning.score_plan import plan_scores
 from forebear.queries.files import QueryColumns, read_query_columns
 from forebear.scores.pairwise import Request, pairwise_scores
@@ -101,9 +101,10 @@ class ScoreJob:
         gpus: int,
     ) -> dict[str, float]:
         requests = {name: self.requests[name] for name in matrices}
+        shape = shape_at(self.point)
         plan = plan_scores(
-            self.point.shape,
-            budget_of(self.point.shape.model_bytes, memory_mb, gpus),
+            shape,
+            budget_of(shape.model_bytes, memory_mb, gpus),
             batch_tokens,
             {name: len(columns.losses) for name, columns in queries.items()},
             [(request.columns, request.blocks) for request in requests.values()],

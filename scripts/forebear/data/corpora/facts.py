@@ -53,7 +53,7 @@ def build_facts(
         glosses: also add WordNet's definitions of the countries and their capitals.
         seed: which countries are the queries', and the order of the documents.
     """
-    folder = files("forebear") / "data"
+    folder = files(__package__)
     with (folder / "countries.csv").open(encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))[:countries]
     documents = [_statement(row, relation, k) for row in rows for relation in STATEMENTS for k in range(3)]

@@ -24,7 +24,7 @@ def read_passages() -> list[dict]:
         Records with `id` (`{year}-{president's surname}-{address}/{passage}`), `text`,
         `year` (int), `president` and `party`.
     """
-    with (files("forebear") / "data/speeches.csv").open(encoding="utf-8", newline="") as handle:
+    with (files(__package__) / "speeches.csv").open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     counts: dict[str, int] = {}
     passages = []

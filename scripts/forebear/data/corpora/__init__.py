@@ -1,0 +1,1 @@
+"""The embedded corpora, and the files that they are made from."""

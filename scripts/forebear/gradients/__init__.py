@@ -1,0 +1,1 @@
+"""Which parameters are tracked, and the gradients of sequences with respect to them."""

@@ -1,0 +1,1 @@
+"""Retraining on subsets of the documents: what every estimator is judged by."""

@@ -1,0 +1,1 @@
+"""Checkpoints and what is done with a model: loading, training, losses, passes, answers."""

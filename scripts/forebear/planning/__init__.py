@@ -1,0 +1,1 @@
+"""How a job fits into memory: blocks at a time, tokens in a batch, passes."""

@@ -1,0 +1,1 @@
+"""The queries' gradients, preconditioned by the inverses of a chain of stages."""

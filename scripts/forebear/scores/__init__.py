@@ -1,0 +1,1 @@
+"""Scores of documents for queries, by every estimator."""

@@ -1,0 +1,1 @@
+"""What only the workflow's rules use: points and passes, recipes, what a dry run tells."""

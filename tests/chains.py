@@ -1,0 +1,74 @@
+"""A chain of tiny models with its curvatures and gradients, and its scores from explicitly formed Kronecker matrices."""
+
+import numpy as np
+import torch
+
+from forebear.data.batches import collate
+from forebear.factors.eigenvalue_functions import Damping
+from forebear.factors.fit import fit_covariances, fit_eigenvalues
+from forebear.factors.kronecker import compute_eigenbasis
+from forebear.gradients.blocks import tracked_blocks
+from forebear.gradients.capture import capture
+from forebear.gradients.outer_products import formed
+from forebear.gradients.per_sequence import sequence_gradients
+from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.gradients import query_gradients
+
+PULLS = [0.0, 0.3, 0.7]
+DAMPINGS = [Damping(relative=0.01), Damping(relative=0.02), Damping(absolute=0.005)]
+
+
+class Chain:
+    """Curvatures, document gradients and query gradients of consecutive stages."""
+
+    def __init__(self, models, stage_examples, queries, split_heads):
+        self.models, self.examples = models, stage_examples
+        self.blocks = tracked_blocks(models[0], split_heads)
+        self.curvatures, self.documents = [], []
+        for stage, (model, examples) in enumerate(zip(models, stage_examples, strict=True)):
+            basis = compute_eigenbasis(fit_covariances(model, self.blocks, examples, stage, 40, label_samples=3))
+            eigenvalues = fit_eigenvalues(model, self.blocks, examples, basis, stage, 40, label_samples=3)
+            self.curvatures.append(Curvature(basis, eigenvalues, DAMPINGS[stage], PULLS[stage]))
+            captured = capture(model, self.blocks, collate(examples, range(len(examples))))
+            self.documents.append({block.name: sequence_gradients(captured, block) for block in self.blocks})
+        unformed = [query_gradients(model, self.blocks, queries, 40)[0] for model in models]
+        self.queries = [{name: formed(part) for name, part in gradients.items()} for gradients in unformed]
+
+    def links(self, stage, last):
+        """(curvature, scale) from the last stage to the documents', as the score reads them."""
+        later = [(self.curvatures[s], self.curvatures[s].pull) for s in range(last, stage, -1)]
+        return [*later, (self.curvatures[stage], 1.0)]
+
+    def scores(self, links, stage=0, last=1):
+        """[N, Q], from the engine's preconditioned queries."""
+        columns = precondition_chain(self.queries[last], self.blocks, links)
+        return contract(self.documents[stage], columns).numpy()
+
+
+def contract(documents, columns):
+    return sum(documents[name].flatten(1) @ columns[name].flatten(1).T for name in columns)
+
+
+def dense_curvature(curvature, block):
+    """H̃ = (Q_S ⊗ Q_A) diag(Λ) (Q_S ⊗ Q_A)ᵀ + α + λ over the row-major elements of a block."""
+    q = torch.kron(curvature.basis.gradient[block.name], curvature.basis.activation[block.module])
+    eigenvalues = curvature.eigenvalues[block.name].flatten()
+    damping = curvature.damping
+    added = damping.absolute if damping.relative is None else damping.relative * eigenvalues.mean()
+    return (q * eigenvalues) @ q.T + (curvature.pull + added) * torch.eye(len(q), dtype=q.dtype)
+
+
+def dense_scores(chain, stage, last):
+    """∇mᵀ [α_n H̃_n⁻¹] ··· [α_{s+1} H̃_{s+1}⁻¹] H̃_s⁻¹ ∇ℓ by dense solves, read from the right."""
+    total = 0
+    for block in chain.blocks:
+        vectors = chain.documents[stage][block.name].flatten(1).T
+        for s in range(stage, last + 1):
+            scale = 1.0 if s == stage else chain.curvatures[s].pull
+            vectors = scale * torch.linalg.solve(dense_curvature(chain.curvatures[s], block), vectors)
+        total = total + (chain.queries[last][block.name].flatten(1) @ vectors).T
+    return total.numpy()
+
+
+def relative_difference(one, other):
+    return np.linalg.norm(one - other) / np.linalg.norm(other)

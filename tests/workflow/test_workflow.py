@@ -1,0 +1,280 @@
+"""The real workflow on a tiny study: it finishes, does nothing twice, and refuses bad input."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from copies import copy_workflow, snakemake
+from forebear.artifacts.hdf5 import read_attributes
+from forebear.factors.files import create_factors, read_eigenvalues
+from forebear.scores.files import read_exact, read_scores
+from forebear.scores.rescoring import outermost
+
+FIGURE = "results/figures/spearman.png"
+COLUMNS = "results/tiny/queries/pretraining/multistage-ekfac.h5"
+
+SECRET = "hf_a_token_of_the_environment"
+
+pytestmark = pytest.mark.slow
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["studies"]["tiny"].update(changes)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A copy of the workflow in which the tiny study was run to the end."""
+    folder = copy_workflow(tmp_path_factory.mktemp("finished"))
+    run = snakemake(folder, HF_TOKEN=SECRET)
+    assert run.returncode == 0, run.stdout
+    return folder
+
+
+@pytest.fixture
+def workspace(finished, tmp_path) -> Path:
+    """A copy of the finished study, free to be broken."""
+    return shutil.copytree(finished, tmp_path / "workspace", copy_function=shutil.copy2)
+
+
+def refused(folder: Path, words: str, *arguments: str) -> None:
+    run = snakemake(folder, *arguments)
+    assert run.returncode == 1
+    assert words in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def planned_jobs(folder: Path) -> set[str]:
+    """Names of the rules that a dry run would run."""
+    counts = [line.split() for line in snakemake(folder, "--dry-run").stdout.splitlines()]
+    return {words[0] for words in counts if len(words) == 2 and words[1].isdigit()}
+
+
+def test_figure_table_and_proponents_are_there(finished):
+    assert (finished / FIGURE).stat().st_size > 10_000
+    table = pd.read_csv(finished / "results/tiny/evaluation.csv")
+    assert "multistage-ekfac" in set(table.estimator)
+    assert table[["lds", "seconds_per_pair", "peak_mib"]].notna().all(axis=None)
+    assert "What is the capital of" in (finished / "results/tiny/proponents.md").read_text()
+
+
+def test_the_second_run_does_nothing(finished):
+    run = snakemake(finished)
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout
+
+
+def test_provenance_tells_of_every_job_and_figure(finished):
+    provenance = json.loads((finished / "results/tiny/provenance.json").read_text())
+    assert {"results/tiny/spearman.png", "results/tiny/evaluation.csv"} <= set(provenance["files"])
+    assert {path for path in provenance["files"] if not (finished / path).exists()} == set()
+    model = provenance["files"]["results/tiny/models/finetuning/manifest.json"]
+    covariances = provenance["files"]["results/tiny/factors/finetuning/covariances.h5"]
+    assert covariances["model_digest"] == model["model_digest"]
+    ended = [
+        str(log.relative_to(finished / "results/tiny/logs")) for log in finished.glob("results/tiny/logs/**/*.log")
+    ]
+    assert {f"{job}.log" for job in provenance["jobs"]} == set(ended)
+    assert all(job["seconds"] > 0 and job["peak_bytes"] > 1e7 and job["device"] for job in provenance["jobs"].values())
+
+
+def test_the_report_is_one_file_with_figures_tables_and_rules(workspace):
+    run = snakemake(workspace, "--report", "report.html", HF_TOKEN=SECRET)
+    assert run.returncode == 0, run.stdout
+    report = (workspace / "report.html").read_text()
+    for part in ("spearman.png", "proponents.html", "evaluation.html", "provenance.json", "fit_covariances"):
+        assert part in report
+    assert "The dashed line is what another retraining" in report  # a caption
+    assert '<script src="http' not in report
+
+
+def test_no_token_gets_into_results_logs_or_report(workspace):
+    snakemake(workspace, "--report", "report.html", HF_TOKEN=SECRET)
+    texts = {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
+    assert workspace / "report.html" in texts
+    assert [path for path, content in texts.items() if SECRET.encode() in content] == []
+
+
+def test_nothing_half_written_is_left(finished):
+    assert [path for path in (finished / "results").rglob("*") if "partial" in path.name] == []
+
+
+def retrained_models(folder: Path) -> dict[str, int]:
+    """Key of every retrained model → when its weights were written."""
+    weights = (folder / "results/tiny/ground_truth/retrainings").glob("*/finetuning/model.safetensors")
+    return {path.parents[1].name: path.stat().st_mtime_ns for path in weights}
+
+
+def test_more_subsets_retrain_only_the_new_ones(workspace):
+    before = retrained_models(workspace)
+    edit_config(workspace, ground_truth={"subsets": 6, "repeats": 3, "shards": 3})
+    run = snakemake(workspace, "results/tiny/ground_truth/bank.h5")
+    assert run.returncode == 0, run.stdout
+    after = retrained_models(workspace)
+    assert len(after) == len(before) + 2
+    assert before.items() < after.items()
+    with h5py.File(workspace / "results/tiny/ground_truth/bank.h5") as bank:
+        assert bank["subset"][()].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
+
+
+def test_other_queries_are_measured_at_the_models_that_are_there(workspace):
+    before = retrained_models(workspace)
+    queries = workspace / "results/tiny/data/queries.jsonl"
+    queries.write_text("".join(queries.read_text().splitlines(keepends=True)[:-1]))
+    assert not planned_jobs(workspace) & {"train_stage", "draw_subsets", "retrain"}
+    run = snakemake(workspace, "results/tiny/ground_truth/bank.h5")
+    assert run.returncode == 0, run.stdout
+    assert retrained_models(workspace) == before
+    with h5py.File(workspace / "results/tiny/ground_truth/bank.h5") as bank:
+        assert bank["measurements"].shape == (7, 11)
+
+
+def test_a_retraining_that_is_gone_is_named_and_made_again_alone(workspace):
+    before = retrained_models(workspace)
+    gone = next(iter(before))
+    shutil.rmtree(workspace / "results/tiny/ground_truth/retrainings" / gone)
+    refused(
+        workspace, "Add `--forcerun retrain`", "results/tiny/ground_truth/bank.h5", "--forcerun", "measure_retrainings"
+    )
+    run = snakemake(workspace, "results/tiny/ground_truth/bank.h5", "--forcerun", "retrain")
+    assert run.returncode == 0, run.stdout
+    after = retrained_models(workspace)
+    assert after.keys() == before.keys()
+    assert {key for key in after if after[key] != before[key]} == {gone}
+
+
+def test_an_edit_of_the_figures_code_reruns_only_the_figure(workspace):
+    with (workspace / "scripts/forebear/figures/spearman.py").open("a") as handle:
+        handle.write("\nUNUSED = 1\n")
+    jobs = planned_jobs(workspace)
+    assert {"plot_spearman", "publish_figure"} <= jobs
+    assert not jobs & {"train_stage", "fit_covariances", "retrain", "evaluate"}
+
+
+def test_an_edit_of_the_curvature_code_retrains_nothing(workspace):
+    with (workspace / "scripts/forebear/factors/kronecker.py").open("a") as handle:
+        handle.write("\nUNUSED = 1\n")
+    jobs = planned_jobs(workspace)
+    assert {"compute_eigenbasis", "precondition_queries", "evaluate"} <= jobs
+    assert not jobs & {"train_stage", "draw_subsets", "retrain", "measure_retrainings"}
+
+
+def test_a_chain_of_one_is_planned(workspace):
+    config = yaml.safe_load((workspace / "config.yaml").read_text())
+    edit_config(workspace, stages=config["studies"]["tiny"]["stages"][:1])
+    run = snakemake(workspace, "--dry-run")
+    assert run.returncode == 0, run.stdout
+    assert "compute_pairwise_scores_tiny_pretraining_at_pretraining" in run.stdout
+    assert "compute_pairwise_scores_tiny_pretraining_at_finetuning" not in run.stdout
+
+
+def test_documents_of_two_stages_are_planned(workspace):
+    edit_config(workspace, attributed_stages=["pretraining", "finetuning"])
+    run = snakemake(workspace, "--dry-run")
+    assert run.returncode == 0, run.stdout
+    assert "compute_pairwise_scores_tiny_finetuning_at_finetuning" in run.stdout
+    assert "compute_pairwise_scores_tiny_pretraining_at_pretraining" not in run.stdout  # they are there
+
+
+def test_an_unknown_estimator_is_refused(workspace):
+    edit_config(workspace, estimators=["multistage-ekfak"])
+    refused(workspace, "there is no estimator 'multistage-ekfak'")
+
+
+def test_a_study_without_stages_is_refused(workspace):
+    edit_config(workspace, stages=[])
+    refused(workspace, "`studies.tiny.stages` is empty")
+
+
+def test_a_broken_document_is_named_by_file_and_line(workspace):
+    corpus = {"documents": {"pretraining": "docs.jsonl", "finetuning": "docs.jsonl"}, "queries": "docs.jsonl"}
+    (workspace / "docs.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    edit_config(workspace, corpus=corpus)
+    prepared = "results/tiny/data/pretraining.jsonl"
+    refused(workspace, "docs.jsonl, line 2: not valid JSON", prepared)
+    assert not (workspace / prepared).exists()
+
+
+def test_a_file_cut_in_half_is_refused(workspace):
+    path = workspace / "results/tiny/factors/pretraining/eigenvalues.h5"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(workspace, "eigenvalues.h5: the file is damaged", COLUMNS, "--force")
+    assert not (workspace / COLUMNS).exists()
+
+
+def test_factors_of_another_model_are_refused(workspace):
+    factors = workspace / "results/tiny/factors"
+    exchange(factors / "pretraining/eigenbasis.h5", (factors / "finetuning/eigenbasis.h5").read_bytes())
+    refused(workspace, "was made with another model digest", COLUMNS, "--force")
+    assert not (workspace / COLUMNS).exists()
+
+
+def test_factors_of_another_seed_are_refused(workspace):
+    target = workspace / "results/tiny/factors/pretraining/eigenvalues.h5"
+    other = {**read_attributes(target), "seed": 1}
+    with create_factors(workspace / "other.h5", "eigenvalues", other) as file:
+        file.write(read_eigenvalues(target))
+    exchange(target, (workspace / "other.h5").read_bytes())
+    refused(workspace, "was made with another seed (1 instead of 0)", COLUMNS, "--force")
+    assert not (workspace / COLUMNS).exists()
+
+
+def exchange(target: Path, content: bytes) -> None:
+    """Replace a file as a careless copy with preserved times would."""
+    times = target.stat().st_atime_ns, target.stat().st_mtime_ns
+    target.write_bytes(content)
+    os.utime(target, ns=times)
+
+
+def test_scores_of_another_estimator_are_refused(workspace):
+    scores = workspace / "results/tiny/scores/pretraining"
+    exchange(scores / "multistage-ekfac.h5", (scores / "multistage-kfac.h5").read_bytes())
+    for target in ("results/tiny/evaluation.csv", "results/tiny/proponents.md"):
+        refused(workspace, "was made with another estimator (multistage-kfac instead of multi", target, "--force")
+        assert not (workspace / target).exists()
+
+
+def test_fewer_gpus_than_the_study_asks_for_is_one_sentence(workspace):
+    """Snakemake clips what a job asks for to --resources; the job counts its devices itself."""
+    edit_config(workspace, gpus=2)
+    model = "results/tiny/models/pretraining/manifest.json"
+    for visible in ("", "0"):
+        run = snakemake(workspace, model, "--resources", "gpu=1", CUDA_VISIBLE_DEVICES=visible)
+        assert run.returncode == 1
+        assert f"the study asks for 2 GPUs, but this job sees {len(visible)} " in run.stdout
+        assert "Traceback" not in run.stdout
+
+
+def test_outermost_scores_of_compressed_queries_are_those_of_whole_ones(workspace):
+    scores, names = workspace / "results/tiny/scores/pretraining", ["multistage-ekfac", "multistage-pcg"]
+    whole = {name: read_scores(scores / f"{name}.h5")[0] for name in [*names, "gradient-cosine"]}
+    edit_config(workspace, estimators=[*whole, "multistage-relatif"], compression={"rank": 1, "rescore": 5})
+    run = snakemake(workspace, "results/tiny/proponents.md", "results/tiny/scores/pretraining/multistage-relatif.h5")
+    assert run.returncode == 0, run.stdout
+    assert "Rule: train_stage" not in run.stdout
+    assert not (read_scores(scores / "compressed/multistage-ekfac.h5")[0] == whole["multistage-ekfac"]).any()
+    for name in names:
+        found, attributes = read_scores(scores / f"{name}.h5")
+        exact, scored = read_exact(scores / f"{name}.h5"), ~np.isnan(whole[name]).all(0)
+        assert 0.01 < attributes["residual"] < 1
+        np.testing.assert_allclose(found[exact], whole[name][exact], rtol=1e-4, atol=1e-5 * np.nanmax(whole[name]))
+        assert not (found[~exact][:, scored] == whole[name][~exact][:, scored]).any()
+        assert 10 <= exact.sum() < len(exact)
+        assert exact[outermost(found, 5)].all()
+    assert np.array_equal(read_scores(scores / "gradient-cosine.h5")[0], whole["gradient-cosine"])
+    assert read_exact(scores / "gradient-cosine.h5").all()
+    assert (read_exact(scores / "multistage-relatif.h5") == read_exact(scores / "multistage-ekfac.h5")).all()
+    page = (workspace / "results/tiny/proponents.md").read_text()
+    assert "queries of rank 1" in page
+    assert "≈ +" not in page
+    assert "Nothing to be done" in snakemake(workspace, "results/tiny/proponents.md").stdout
