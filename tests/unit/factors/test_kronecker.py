@@ -323,7 +323,7 @@ def test_observed_labels_do_not_give_the_gauss_newton_diagonal(small, monkeypatc
     """The empirical Fisher is another matrix: the two tests above can tell."""
     model, blocks, examples, basis = small
     exact = exact_eigenvalues(model, blocks, examples, basis)
-    monkeypatch.setattr(factors, "sampled_labels", lambda *_: lambda _, batch: batch.labels)
+    monkeypatch.setattr("forebear.factors.fit.sampled_labels", lambda *_: lambda _, batch: batch.labels)
     assert relative_error(fit_eigenvalues(model, blocks, examples, basis, 0, 100), exact) > 0.3
 
 
