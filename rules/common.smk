@@ -78,17 +78,24 @@ def from_study(key):
     return lambda wildcards: getattr(study_of(wildcards), key)
 
 
-def chat_of(wildcards):
-    """How the chats of a job's study are read."""
-    return chat_of_study(wildcards.study)
-
-
 def chat_of_study(study):
     """How a study's chats are read, with the template itself: an edit of its file reruns the jobs."""
     try:
         return CONFIG.studies[study].chat.settings
     except ForebearError as error:
         raise WorkflowError(str(error)) from None
+
+
+def loading_of(study, *further):
+    """How the jobs of a study open a model and read its sequences: arguments of `open_point`."""
+    described = CONFIG.studies[study]
+    keys = ("max_length", "gpus", "trust_remote_code", *further)
+    return {**{key: getattr(described, key) for key in keys}, "chat": chat_of_study(study)}
+
+
+def loading(*further):
+    """A params function: `loading_of` the job's study."""
+    return lambda wildcards: loading_of(wildcards.study, *further)
 
 
 def engine(script):

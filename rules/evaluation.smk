@@ -62,12 +62,8 @@ rule compute_damping_sweep:
         stage="{stage}",
         grid=lambda w: study_of(w).sweep.model_dump(),
         links=lambda w: [link_of(w, point) for point in chain_of(w)],
-        split_heads=from_study("split_heads"),
+        loading=loading("split_heads"),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("compute_damping_sweep"),
     message:
         with_needs("{wildcards.study}: predict the retrainings for many dampings", gpus=False)

@@ -22,15 +22,10 @@ rule fit_covariances:
     params:
         study="{study}",
         point="{point}",
-        split_heads=from_study("split_heads"),
+        loading=loading("split_heads", "precision"),
         label_samples=from_study("label_samples"),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
         seed=from_study("training_seed"),
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
-        precision=from_study("precision"),
         shard=shard_of,
         engine=engine("fit_covariances"),
     message:
@@ -102,15 +97,10 @@ rule fit_eigenvalues:
     params:
         study="{study}",
         point="{point}",
-        split_heads=from_study("split_heads"),
+        loading=loading("split_heads", "precision"),
         label_samples=from_study("label_samples"),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
         seed=from_study("training_seed"),
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
-        precision=from_study("precision"),
         shard=shard_of,
         engine=engine("fit_eigenvalues"),
     message:

@@ -59,11 +59,8 @@ rule train_stage:
         task=lambda w: study_of(w).stage(w.stage).task,
         training=lambda w: study_of(w).stage(w.stage).training.model_dump(),
         model=lambda w: None if previous_stage(w.study, w.stage) else study_of(w).model,
-        max_length=from_study("max_length"),
-        chat=chat_of,
+        loading=loading(),
         seed=from_study("training_seed"),
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("train_stage"),
     message:
         with_needs("{wildcards.study}: train the stage {wildcards.stage}")
@@ -86,11 +83,7 @@ rule answer_queries:
         runtime=growing(30),
         gpu=from_study("gpus"),
     params:
-        max_length=from_study("max_length"),
-        chat=chat_of,
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
-        precision=from_study("precision"),
+        loading=loading("precision"),
         engine=engine("answer_queries"),
     message:
         with_needs("{wildcards.study}: let the last model answer the queries")

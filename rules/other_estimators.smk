@@ -26,12 +26,8 @@ rule compute_ensemble_scores:
         label_samples=from_study("label_samples"),
         seed=from_study("training_seed"),
         bank="results/{study}/ground_truth/retrainings",
-        split_heads=from_study("split_heads"),
+        loading=loading("split_heads"),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("compute_ensemble_scores"),
     message:
         with_needs("{wildcards.study}: {wildcards.stage} scored at retrained chains")
@@ -62,12 +58,8 @@ rule compute_trak_features:
         seed=from_study("training_seed"),
         bank="results/{study}/ground_truth/retrainings",
         last=lambda w: study_of(w).stage_names[-1],
-        split_heads=from_study("split_heads"),
+        loading=loading("split_heads"),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("compute_trak_features"),
     message:
         "{wildcards.study}: projected gradients at retrained models"
@@ -126,12 +118,8 @@ rule compute_baseline_scores:
         estimator="{estimator}",
         place=lambda w: study_of(w).attributed.index(w.stage),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
+        loading=loading("precision"),
         seed=from_study("seed"),
-        gpus=baseline_gpus,
-        trust_remote_code=from_study("trust_remote_code"),
-        precision=from_study("precision"),
         engine=engine("compute_baseline_scores"),
     message:
         with_needs(

@@ -22,13 +22,8 @@ rule compute_query_gradients:
     params:
         study="{study}",
         stage=lambda w: study_of(w).stage_names[-1],
-        split_heads=from_study("split_heads"),
+        loading=loading("split_heads", "precision"),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
-        precision=from_study("precision"),
         engine=engine("compute_query_gradients"),
     message:
         with_needs("{wildcards.study}: gradients of the queries at the last model", planned=True)
@@ -108,13 +103,9 @@ rule solve_queries:
         solver=lambda w: COLUMNS[w.columns].solver,
         solvers=lambda w: study_of(w).solvers.model_dump(),
         links=lambda w: [link_of(w, point) for point in points_of(w)],
-        split_heads=from_study("split_heads"),
+        loading=loading("split_heads"),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
         seed=from_study("training_seed"),
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
         engine=engine("solve_queries"),
     message:
         with_needs("{wildcards.study}: solve for {wildcards.columns} of {wildcards.stage}")

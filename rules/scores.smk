@@ -55,13 +55,8 @@ for study, attributed, stage, estimators in all_passes():
             shard=shard_of,
             estimators=estimators,
             columns=columns_of(estimators),
-            split_heads=CONFIG.studies[study].split_heads,
+            loading=lambda w, study=study: loading_of(study, "split_heads", "precision"),
             batch_tokens=CONFIG.studies[study].batch_tokens,
-            max_length=CONFIG.studies[study].max_length,
-            chat=lambda w, study=study: chat_of_study(study),
-            gpus=CONFIG.studies[study].gpus,
-            precision=CONFIG.studies[study].precision,
-            trust_remote_code=CONFIG.studies[study].trust_remote_code,
             engine=engine("compute_pairwise_scores"),
         message:
             with_needs(
@@ -111,13 +106,8 @@ for study, attributed, stage, estimators in all_passes():
             estimators=estimators,
             columns=columns_of(estimators),
             rescore=CONFIG.studies[study].compression.rescore,
-            split_heads=CONFIG.studies[study].split_heads,
+            loading=lambda w, study=study: loading_of(study, "split_heads", "precision"),
             batch_tokens=CONFIG.studies[study].batch_tokens,
-            max_length=CONFIG.studies[study].max_length,
-            chat=lambda w, study=study: chat_of_study(study),
-            gpus=CONFIG.studies[study].gpus,
-            precision=CONFIG.studies[study].precision,
-            trust_remote_code=CONFIG.studies[study].trust_remote_code,
             engine=engine("rescore_documents"),
         message:
             with_needs(
@@ -193,13 +183,8 @@ rule compute_self_influence:
         study="{study}",
         link=lambda w: link_of(w, w.stage),
         shard=shard_of,
-        split_heads=from_study("split_heads"),
+        loading=loading("split_heads", "precision"),
         batch_tokens=from_study("batch_tokens"),
-        max_length=from_study("max_length"),
-        chat=chat_of,
-        gpus=from_study("gpus"),
-        trust_remote_code=from_study("trust_remote_code"),
-        precision=from_study("precision"),
         engine=engine("compute_self_influence"),
     message:
         with_needs("{wildcards.study}: self-influence of the documents of {wildcards.stage}")

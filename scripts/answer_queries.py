@@ -1,10 +1,8 @@
 """Let the last model answer every query, and record whether it is right."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
@@ -15,12 +13,13 @@ from forebear.models.checkpoints import check_context, load_model, load_tokenize
 from forebear.runtime.atomic import atomic_path
 
 params = snakemake.params
+loading = params.loading
 directory = Path(snakemake.input.manifest).parent
-model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
-check_context(model, params.max_length)
-tokenizer = load_tokenizer(directory, params.trust_remote_code)
+model = load_model(directory, loading["gpus"], loading["precision"], loading["trust_remote_code"])
+check_context(model, loading["max_length"])
+tokenizer = load_tokenizer(directory, loading["trust_remote_code"])
 queries = read_records(snakemake.input.queries)
-answers = answer_queries(model, tokenizer, queries, params.max_length, Chat(**params.chat))
+answers = answer_queries(model, tokenizer, queries, loading["max_length"], Chat(**loading["chat"]))
 with atomic_path(snakemake.output.answers) as path:
     write_records(path, answers)
 print(f"{sum(answer['correct'] for answer in answers)} of {len(answers)} answers are right")

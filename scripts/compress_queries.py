@@ -1,10 +1,8 @@
 """Preconditioned queries of low rank, in the metric of the documents' gradients."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 import torch
 

@@ -1,10 +1,8 @@
 """Scores of a ranker that needs no gradients: embedding, cka, minilm, bm25 or random."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
@@ -19,20 +17,21 @@ from forebear.scores.baselines import cka_scores, mean_hidden_states, random_sco
 from forebear.scores.files import write_scores
 
 params, files = snakemake.params, snakemake.input
+loading = params.loading
 collection, queries = [Records(file) for file in files.collection], read_records(files.queries)
 documents = collection[params.place]
 digests = point_digests(files.manifest, files.records)
 digests["query_data_digest"] = point_digests(files.manifest, files.queries)["data_digest"]
 
-device = device_for(params.gpus)
+device = device_for(loading["gpus"])
 if params.estimator in ("embedding", "cka"):
     directory = Path(files.manifest).parent
-    model = load_model(directory, params.gpus, params.precision, params.trust_remote_code)
-    check_context(model, params.max_length)
-    tokenizer = load_tokenizer(directory, params.trust_remote_code)
+    model = load_model(directory, loading["gpus"], loading["precision"], loading["trust_remote_code"])
+    check_context(model, loading["max_length"])
+    tokenizer = load_tokenizer(directory, loading["trust_remote_code"])
     ends = [(files.records, True), (files.queries, False)]
-    chat = Chat(**params.chat)
-    encoded = [open_sequences(file, tokenizer, params.max_length, end, chat=chat) for file, end in ends]
+    chat = Chat(**loading["chat"])
+    encoded = [open_sequences(file, tokenizer, loading["max_length"], end, chat=chat) for file, end in ends]
 
 with measured() as overhead:
     if params.estimator == "embedding":

@@ -1,10 +1,8 @@
 """Predictions of the retrainings for a grid of dampings and α."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts.manifests import point_digests
 from forebear.evaluation.damping_sweep import Grid, subset_gradients, sweep
@@ -18,11 +16,7 @@ params, files = snakemake.params, snakemake.input
 point = open_point(
     files.manifests[-1],
     files.records[-1],
-    params.max_length,
-    params.gpus,
-    params.split_heads,
-    trust_remote_code=params.trust_remote_code,
-    chat=params.chat,
+    **params.loading,
 )
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
 masks = read_subsets(files.subsets)[params.stage]

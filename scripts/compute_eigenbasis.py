@@ -1,10 +1,8 @@
 """Eigendecompositions of the covariances at one curvature point."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts.hdf5 import read_attributes
 from forebear.factors.files import create_factors, stored_covariances

@@ -1,10 +1,8 @@
 """Scores averaged over the chains of an ensemble, which are retrainings of the bank."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from forebear.scores.files import write_scores
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.attributed)}
 keys = ensemble_keys(files.shards, digest, params.seed, params.members)
-loading = {name: getattr(params, name) for name in ("max_length", "chat", "gpus", "split_heads", "trust_remote_code")}
 options = FactorOptions(params.seed, params.batch_tokens, params.label_samples)
 
 total, trained, scoring = 0.0, 0.0, 0.0
@@ -31,10 +28,10 @@ with measured() as cost:
         stages = []
         for link, records in zip(params.links, files.records, strict=True):
             manifest = checked_folder(Path(params.bank) / key / link["point"]) / "manifest.json"
-            point = open_point(manifest, records, **loading)
+            point = open_point(manifest, records, **params.loading)
             stages.append(ChainStage(point.model, point.examples, Damping(**link["damping"]), pull_of(link, manifest)))
         trained += read_manifest(manifest)["cost"]["seconds"]
-        last = open_point(manifest, files.queries, **loading, end=False)
+        last = open_point(manifest, files.queries, **params.loading, end=False)
         scores, seconds = chain_scores(stages, last.examples, last.blocks, options)
         total = total + scores.double()
         scoring += seconds

@@ -1,10 +1,8 @@
 """Score every document against every query, for all estimators at one model, in one pass."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts.shards import shard_kind
 from forebear.data.batches import shard_documents
@@ -19,6 +17,6 @@ matrices = {
     for name, path in zip(params.estimators, snakemake.output.scores, strict=True)
 }
 with measured() as cost:
-    seconds = job.score(matrices, params.batch_tokens, snakemake.resources.mem_mb, params.gpus)
+    seconds = job.score(matrices, params.batch_tokens, snakemake.resources.mem_mb, params.loading["gpus"])
 for name, matrix in matrices.items():
     matrix.finish({"seconds": seconds.get(name, 0.0), "peak_bytes": cost["peak_bytes"]})

@@ -1,10 +1,8 @@
 """Gradients of every query's measurement m at the last model."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start, warn
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from forebear.data.records import read_records, record_key
 from forebear.gradients.point import open_point
@@ -18,18 +16,13 @@ params = snakemake.params
 point = open_point(
     snakemake.input.manifest,
     snakemake.input.queries,
-    params.max_length,
-    params.gpus,
-    params.split_heads,
     end=False,
-    precision=params.precision,
-    trust_remote_code=params.trust_remote_code,
-    chat=params.chat,
+    **params.loading,
 )
 for sentence in tracked_warnings({params.stage: point.tracked_share}):
     warn(sentence)
 shape = shape_at(point)
-budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_query_gradients(shape, budget, params.batch_tokens)
 print(plan)
 path, keys = snakemake.output.gradients, [record_key(record) for record in read_records(snakemake.input.queries)]

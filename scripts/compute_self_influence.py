@@ -1,10 +1,8 @@
 """The documents' self-influence under their own stage's curvature."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts.digests import params_digest
 from forebear.data.batches import shard_documents
@@ -19,18 +17,13 @@ params, files = snakemake.params, snakemake.input
 point = open_point(
     files.manifest,
     files.records,
-    params.max_length,
-    params.gpus,
-    params.split_heads,
-    precision=params.precision,
-    trust_remote_code=params.trust_remote_code,
-    chat=params.chat,
+    **params.loading,
 )
 factors = (files.eigenbasis, files.eigenvalues)
 curvature, _ = open_link(params.link, files.manifest, files.fitted, *factors, point.blocks, stored=True)
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 shape = shape_at(point)
-budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
+budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_eigenvalues(shape, budget, params.batch_tokens, double=False)  # it holds as much
 print(plan)
 options = (point.examples, curvature, plan.batch_tokens, documents)

@@ -1,10 +1,8 @@
 """Projected gradients of documents and queries at retrained models, for TRAK."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
@@ -20,15 +18,14 @@ from forebear.scores.trak import Member, error_probabilities, projected_gradient
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.records)}
 keys = ensemble_keys(files.shards, digest, params.seed, params.members)
-loading = {name: getattr(params, name) for name in ("max_length", "chat", "gpus", "split_heads", "trust_remote_code")}
 
 members, trained = [], 0.0
 with measured() as cost:
     for k, key in enumerate(progress(keys, "TRAK", "model")):
         manifest = checked_folder(Path(params.bank) / key / params.last) / "manifest.json"
         trained += read_manifest(manifest)["cost"]["seconds"]
-        documents = [e for file in files.records for e in open_point(manifest, file, **loading).examples]
-        point = open_point(manifest, files.queries, **loading, end=False)
+        documents = [e for file in files.records for e in open_point(manifest, file, **params.loading).examples]
+        point = open_point(manifest, files.queries, **params.loading, end=False)
         features = [
             projected_gradients(point.model, point.blocks, examples, params.side, (params.seed, k), params.batch_tokens)
             for examples in (documents, point.examples)

@@ -1,10 +1,8 @@
 """The documents of a pool that are nearest to each query, which every ranker sees."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 

@@ -1,10 +1,8 @@
 """Covariances of activations and output gradients at one curvature point."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start, warn
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts.digests import params_digest
 from forebear.data.batches import shard_documents
@@ -19,19 +17,14 @@ params = snakemake.params
 point = open_point(
     snakemake.input.manifest,
     snakemake.input.records,
-    params.max_length,
-    params.gpus,
-    params.split_heads,
-    precision=params.precision,
-    trust_remote_code=params.trust_remote_code,
-    chat=params.chat,
+    **params.loading,
 )
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 for sentence in tracked_warnings({params.point.rpartition("@")[2]: point.tracked_share}):
     warn(sentence)
 shape = shape_at(point)
-budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_covariances(shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
+budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
+plan = plan_covariances(shape, budget, params.batch_tokens, params.label_samples, not params.loading["gpus"])
 print(plan)
 options = (params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {

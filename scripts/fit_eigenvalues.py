@@ -1,10 +1,8 @@
 """Λ at one curvature point: second moments of per-sequence gradients in the eigenbasis."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from forebear.artifacts.digests import params_digest
 from forebear.data.batches import shard_documents
@@ -18,18 +16,13 @@ params = snakemake.params
 point = open_point(
     snakemake.input.manifest,
     snakemake.input.records,
-    params.max_length,
-    params.gpus,
-    params.split_heads,
-    precision=params.precision,
-    trust_remote_code=params.trust_remote_code,
-    chat=params.chat,
+    **params.loading,
 )
 basis = stored_eigenbasis(snakemake.input.eigenbasis, {**point.digests, "seed": params.seed})
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 shape = shape_at(point)
-budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.gpus)
-plan = plan_eigenvalues(shape, budget, params.batch_tokens, params.label_samples, not params.gpus)
+budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
+plan = plan_eigenvalues(shape, budget, params.batch_tokens, params.label_samples, not params.loading["gpus"])
 print(plan)
 options = (basis, params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {

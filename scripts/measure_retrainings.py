@@ -1,10 +1,8 @@
 """The loss of every query at every retrained model; what was measured before is read back."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from forebear.models.losses import evaluate_losses
 from forebear.runtime.progress import progress
 
 params, files = snakemake.params, snakemake.input
+loading = params.loading
 digest = read_attributes(files.subsets, "subsets")["data_digest"]
 keys = read_shards(files.shards, {"data_digest": digest})
 records = read_records(files.queries)
@@ -35,10 +34,10 @@ for key in progress(keys.values(), "measurements", "model"):
     new = {query: record for query, record in wanted.items() if query not in known}
     if new:
         folder = checked_folder(path.parent / params.last)
-        model = load_model(folder, params.gpus, trust_remote_code=params.trust_remote_code)
-        tokenizer = load_tokenizer(folder, params.trust_remote_code)
+        model = load_model(folder, loading["gpus"], trust_remote_code=loading["trust_remote_code"])
+        tokenizer = load_tokenizer(folder, loading["trust_remote_code"])
         classes = classes_by_label(model)
-        examples = encode(list(new.values()), tokenizer, params.max_length, False, classes, Chat(**params.chat))
+        examples = encode(list(new.values()), tokenizer, loading["max_length"], False, classes, Chat(**loading["chat"]))
         known |= dict(zip(new, evaluate_losses(model, examples).tolist(), strict=True))
         write_measurements(path, known)
     measurements.append([known[record_key(record)] for record in records])

@@ -1,10 +1,8 @@
 """Apply a chain's inverses, or SOURCE's functions, to the query gradients."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from itertools import zip_longest
 

@@ -1,10 +1,8 @@
 """Score the outermost documents of every query again, with whole queries in place of compressed ones."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from collections import Counter
 
@@ -38,7 +36,9 @@ unfinished = {name: matrices[name] for name in first}
 
 
 def score(documents: np.ndarray) -> dict[str, np.ndarray]:
-    costs.update(job.score(unfinished, params.batch_tokens, snakemake.resources.mem_mb, params.gpus, documents))
+    costs.update(
+        job.score(unfinished, params.batch_tokens, snakemake.resources.mem_mb, params.loading["gpus"], documents)
+    )
     return {name: matrix.values for name, matrix in unfinished.items()}
 
 

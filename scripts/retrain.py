@@ -1,10 +1,8 @@
 """Retrain on this shard's subsets; every retrained model is kept as soon as it is finished."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from dataclasses import asdict
 from pathlib import Path
@@ -24,15 +22,16 @@ from forebear.runtime.devices import device_for
 from forebear.runtime.progress import progress
 
 params, files = snakemake.params, snakemake.input
+loading = params.loading
 data_digest = collection_digest(files.attributed)
 subsets = read_subsets(files.subsets, {"data_digest": data_digest})
 records = [read_records(file) for file in files.records]
 if files.initial:
-    tokenizer = load_tokenizer(Path(files.initial).parent, params.trust_remote_code)
+    tokenizer = load_tokenizer(Path(files.initial).parent, loading["trust_remote_code"])
 else:
     tokenizer = build_tokenizer([record for part in records for record in part])
 stages = [
-    prepare_stage(part, tokenizer, params.max_length, task, Schedule(**training), Chat(**params.chat))
+    prepare_stage(part, tokenizer, loading["max_length"], task, Schedule(**training), Chat(**loading["chat"]))
     for part, task, training in zip(records[params.first_stage :], params.tasks, params.training, strict=True)
 ]
 
@@ -40,8 +39,8 @@ recipe = {
     "initial": read_manifest(files.initial)["model_digest"] if files.initial else params.model,
     "training": params.training,
     "tasks": params.tasks,
-    "max_length": params.max_length,
-    "chat": params.chat,
+    "max_length": loading["max_length"],
+    "chat": loading["chat"],
     "data": [file_digest(file) for file in files.records],
     "engine": params.engine,
 }
@@ -56,10 +55,10 @@ for retraining in progress(plan, "retrainings", "model"):
     folder = bank / key
     if not (folder / params.stages[-1] / "manifest.json").exists():
         initial = (
-            load_model(Path(files.initial).parent, trust_remote_code=params.trust_remote_code).requires_grad_(True)
+            load_model(Path(files.initial).parent, trust_remote_code=loading["trust_remote_code"]).requires_grad_(True)
             if files.initial
             else build_model(params.model, tokenizer, retraining.seed)
-        ).to(device_for(params.gpus))
+        ).to(device_for(loading["gpus"]))
         subset = [masks.get(stage) for stage in params.stages]
         with measured() as cost:
             models = retrain(initial, stages, subset, retraining.seed, params.first_stage)

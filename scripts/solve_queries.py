@@ -1,10 +1,8 @@
 """Apply a chain's inverses to some of the query gradients by solving with the exact curvature."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 import json
 
@@ -33,11 +31,7 @@ for link, *sources in zip(
 ):
     point = open_point(
         *sources[:2],
-        params.max_length,
-        params.gpus,
-        params.split_heads,
-        trust_remote_code=params.trust_remote_code,
-        chat=params.chat,
+        **params.loading,
     )
     curvature, scale = open_link(link, *sources, point.blocks)
     examples = choose_sequences(point.examples, options.sequences, params.seed)

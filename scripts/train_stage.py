@@ -1,10 +1,8 @@
 """Train one stage of the chain: from fresh weights, or from where the stage before ended."""
 
-from forebear.runtime.devices import lease_devices
 from forebear.runtime.job import measured, start
 
 start(snakemake)
-lease_devices(snakemake.params.gpus)
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,23 +18,24 @@ from forebear.models.training import Schedule, build_model, build_tokenizer, tra
 from forebear.runtime.devices import device_for
 
 params = snakemake.params
+loading = params.loading
 if snakemake.input.previous:
     previous = Path(snakemake.input.previous).parent
-    tokenizer = load_tokenizer(previous, params.trust_remote_code)
-    model = load_model(previous, trust_remote_code=params.trust_remote_code).requires_grad_(True)
-    check_causality(model, params.max_length)
+    tokenizer = load_tokenizer(previous, loading["trust_remote_code"])
+    model = load_model(previous, trust_remote_code=loading["trust_remote_code"]).requires_grad_(True)
+    check_causality(model, loading["max_length"])
 else:
     tokenizer = build_tokenizer(record for file in snakemake.input.vocabulary for record in Records(file))
     model = build_model(params.model, tokenizer, params.seed)
 
-check_context(model, params.max_length)
+check_context(model, loading["max_length"])
 records = snakemake.input.records
 model = with_head(model, params.task, classes_of(Records(records)), params.seed)
-options = {"classes": classes_by_label(model), "chat": Chat(**params.chat)}
-examples = open_sequences(records, tokenizer, params.max_length, **options)
+options = {"classes": classes_by_label(model), "chat": Chat(**loading["chat"])}
+examples = open_sequences(records, tokenizer, loading["max_length"], **options)
 with measured() as cost:
     model, record = train(
-        model.to(device_for(params.gpus)),
+        model.to(device_for(loading["gpus"])),
         examples,
         Schedule(**params.training),
         (params.seed, params.place),

@@ -11,7 +11,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +45,7 @@ class _Log(io.TextIOWrapper):
 
 
 def start(job: Job) -> None:
-    """Redirect this process to the job's log, set its threads, and note at its end what it took and made.
+    """Redirect this process to the job's log, set its threads, lease its GPUs, and note at its end what it took and made.
 
     A ForebearError ends the process with its sentence and exit code 1; any other
     exception with its traceback, because then the mistake is ours.
@@ -64,6 +64,15 @@ def start(job: Job) -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(threads)
     atexit.register(_leave_record, job, joined_makings(job.input), time.perf_counter())
+    if gpus := _gpus(job.params):
+        from forebear.runtime.devices import lease_devices  # which imports torch
+
+        lease_devices(gpus)
+
+
+def _gpus(params: Mapping) -> int:
+    """How many GPUs a job's study gives it: in its params, or in those of how it opens a model."""
+    return params.get("gpus", params.get("loading", {}).get("gpus", 0))
 
 
 def warn(sentence: str) -> None:

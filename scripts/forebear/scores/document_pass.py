@@ -20,8 +20,6 @@ from forebear.planning.score_plan import plan_scores
 from forebear.queries.files import QueryColumns, read_query_columns
 from forebear.scores.pairwise import Request, pairwise_scores
 
-OPTIONS = ("max_length", "gpus", "split_heads", "precision", "trust_remote_code")
-
 
 @dataclass(frozen=True)
 class ScoreJob:
@@ -131,13 +129,12 @@ def open_score_job(params: Mapping, files: Mapping) -> ScoreJob:
     """Open a model, its documents, and the columns that the estimators read.
 
     Args:
-        params: of the job: `study`, `estimators`, `columns`, `batch_tokens`, `engine`, and the
-            further arguments of `open_point`.
+        params: of the job: `study`, `estimators`, `columns`, `batch_tokens`, `engine`, and
+            `loading`, the further arguments of `open_point`.
         files: its inputs: `manifest` and `records` of the documents' point, `last` (manifest of the
             last model) and `queries`, and `columns`, in the order of the names in `params`.
     """
-    options = {**{key: params[key] for key in OPTIONS}, "chat": params.get("chat")}
-    point = open_point(files["manifest"], files["records"], **options)
+    point = open_point(files["manifest"], files["records"], **params["loading"])
     requests = {
         name: Request(
             ESTIMATORS[name].columns,
@@ -154,7 +151,7 @@ def open_score_job(params: Mapping, files: Mapping) -> ScoreJob:
         **point.digests,
         "query_data_digest": of_queries["data_digest"],
         "engine": params["engine"],
-        "options": params_digest({**options, "batch_tokens": params["batch_tokens"]}),
+        "options": params_digest({**params["loading"], "batch_tokens": params["batch_tokens"]}),
     }
     return ScoreJob(
         point,
