@@ -92,9 +92,16 @@ def test_no_source_has_a_danger(path: Path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
 def test_every_script_that_loads_a_model_asks_the_study_whether_its_code_may_run(path: Path):
-    source = path.read_text(encoding="utf-8")
-    if any(loader in source for loader in ("open_point(", "load_model(", "load_encoder(", "load_tokenizer(")):
-        assert "trust_remote_code" in source
+    loaders = ("open_point", "load_model", "load_encoder", "load_tokenizer")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in loaders:
+            call = ast.unparse(node)
+            assert "trust_remote_code" in call or "**params.loading" in call, call
+
+
+def test_what_says_how_a_model_is_opened_says_whether_its_code_may_run():
+    section = (ROOT / "rules/common.smk").read_text(encoding="utf-8").split("def loading_of")[1].split("def ")[0]
+    assert '"trust_remote_code"' in section
 
 
 @pytest.mark.parametrize(
