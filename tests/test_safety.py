@@ -71,7 +71,8 @@ def _switches_code_off(options: ast.Dict) -> bool:
 
 def _is_off_or_handed_on(value: ast.AST) -> bool:
     """False, or what a function or a job was given: in the end the study's key, which is off by default."""
-    return _is(value, False) or ast.unparse(value) in ("trust_remote_code", "params.trust_remote_code")
+    handed_on = ("trust_remote_code", "params.trust_remote_code", "loading['trust_remote_code']")
+    return _is(value, False) or ast.unparse(value) in handed_on
 
 
 def _default_of_parameters(node: ast.FunctionDef) -> list[str]:
