@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 failing, _, how = os.environ.get("FAILING", "").partition(":")
@@ -51,7 +53,8 @@ for k, output in enumerate(snakemake.output):
         raise OSError(28, "No space left on device", output)
     if mine and how == "held":
         Path("held").touch()
-        time.sleep(60)
+        while Path("held").exists():
+            time.sleep(0.1)
     Path(output).write_text(f"{k} {made.hexdigest()}")
 """
 
@@ -161,9 +164,12 @@ def test_an_edit_is_not_forgotten_where_a_job_fails(folder, twin, rule: str, how
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["with_its_jobs", "alone"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, number):
+def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, number, send):
+    """As a terminal does, to Snakemake with its jobs, or as `kill` does, to Snakemake alone; the same command goes on."""
     seed = other_seed(folder)
+    held = folder / "held"
     process = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--cores", "2"],
         cwd=folder,
@@ -173,17 +179,26 @@ def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, 
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not (folder / "held").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    (folder / "held").unlink()
-    os.killpg(process.pid, number)
-    process.wait()
-    if number == signal.SIGKILL:
-        assert snakemake(folder, "--unlock").returncode == 0
-    run = snakemake(folder, "--rerun-incomplete")
-    assert run.returncode == 0, run.stdout
-    assert made(folder) == undisturbed[seed]
+    try:
+        while not held.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        send(process.pid, number)
+        if send == os.kill and number != signal.SIGKILL:
+            time.sleep(1)  # Snakemake waits for its job
+            assert process.poll() is None
+            held.unlink()
+        process.wait()
+        if number == signal.SIGKILL:
+            assert snakemake(folder, "--unlock").returncode == 0
+        run = snakemake(folder)
+        assert run.returncode == 0, run.stdout
+        assert made(folder) == undisturbed[seed]
+    finally:
+        held.unlink(missing_ok=True)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.slow
