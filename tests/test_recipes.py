@@ -232,10 +232,10 @@ def test_a_recipe_depends_on_all_that_it_is_made_of(monkeypatch):
     assert recipe == recipe_digest({"damping": 0.1}, ["a", "b"])
     assert recipe != recipe_digest({"damping": 0.2}, ["a", "b"])
     assert recipe != recipe_digest({"damping": 0.1}, ["b", "a"])
-    monkeypatch.setattr("forebear.recipes.version", lambda name: "9.9.1")
+    monkeypatch.setattr("forebear.versions.version", lambda name: "9.9.1")
     other = recipe_digest({"damping": 0.1}, ["a", "b"])
     assert other != recipe
-    monkeypatch.setattr("forebear.recipes.version", lambda name: "9.9.2")
+    monkeypatch.setattr("forebear.versions.version", lambda name: "9.9.2")
     assert recipe_digest({"damping": 0.1}, ["a", "b"]) == other
 
 

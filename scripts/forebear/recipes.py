@@ -9,14 +9,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from forebear.records import file_digest
+from forebear.versions import minor_versions
 from forebear.writing import atomic_path
-
-# Libraries that make numbers; by major and minor version, as bug fixes should cost no retraining.
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
 def recipe_digest(own: Mapping, inputs: Iterable[str]) -> str:
@@ -26,19 +23,8 @@ def recipe_digest(own: Mapping, inputs: Iterable[str]) -> str:
         own: the job's params.
         inputs: of every input file its recipe or, for one that nobody makes, the digest of its content.
     """
-    content = json.dumps([own, list(inputs), library_versions()], sort_keys=True, default=str)
+    content = json.dumps([own, list(inputs), minor_versions()], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def library_versions() -> dict[str, str]:
-    """Major and minor versions of LIBRARIES, as they are installed."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = ".".join(version(name).split(".")[:2])
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 class Contents:
