@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import random_examples, tiny_model
+from disks import small_disk
 from forebear.artifacts.growing import ResumableMatrix
 from forebear.artifacts.hdf5 import FORMAT, open_checked
 from forebear.config.reading import read_config
@@ -122,19 +123,16 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path, size: 
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A file system of one megabyte, where this user may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system; the tests with a limit on file sizes ran")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
+    with small_disk(tmp_path, 1) as mounted:
+        if not mounted:
+            pytest.skip("this user may not mount a file system; the tests with a limit on file sizes ran")
+        yield tmp_path
 
 
-def test_a_full_disk_leaves_the_finished_file(small_disk):
-    path = small_disk / "e.h5"
+def test_a_full_disk_leaves_the_finished_file(disk):
+    path = disk / "e.h5"
     with create_factors(path, "eigenvalues", {}) as file:
         file.write({"a": torch.ones(10)})
     with (
@@ -143,16 +141,16 @@ def test_a_full_disk_leaves_the_finished_file(small_disk):
     ):
         file.write({"a": torch.ones(1_000_000)})
     assert torch.equal(read_eigenvalues(path)["a"], torch.ones(10))
-    assert list(small_disk.iterdir()) == [path]
+    assert list(disk.iterdir()) == [path]
 
 
-def test_a_checkpoint_on_a_full_disk_leaves_nothing(small_disk):
+def test_a_checkpoint_on_a_full_disk_leaves_nothing(disk):
     with (
-        pytest.raises(ForebearError, match=r"disk: could not be written \(No space left on device\)"),
-        atomic_files(small_disk) as folder,
+        pytest.raises(ForebearError, match=rf"{disk}: could not be written \(No space left on device\)"),
+        atomic_files(disk) as folder,
     ):
         save_file({"weight": torch.ones(1_000_000)}, folder / "model.safetensors")
-    assert list(small_disk.iterdir()) == []
+    assert list(disk.iterdir()) == []
 
 
 def test_errors_of_other_files_are_not_taken_for_a_full_disk(tmp_path):

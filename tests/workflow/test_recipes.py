@@ -12,12 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
 from copies import ROOT, copy_workflow, snakemake
+from disks import small_disk
 from forebear.errors import ForebearError
 from forebear.runtime.receipts import joined_makings, receipt_path, write_receipts
 from forebear.workflow.recipes import Contents, recipe_digest
@@ -32,6 +35,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 failing, _, how = os.environ.get("FAILING", "").partition(":")
@@ -48,10 +52,13 @@ for k, output in enumerate(snakemake.output):
     if mine and how == "exception":
         raise RuntimeError("on purpose")
     if mine and how == "disk":
-        raise OSError(28, "No space left on device", output)
+        with open("results/filler", "wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
     if mine and how == "held":
         Path("held").touch()
-        time.sleep(60)
+        while Path("held").exists():
+            time.sleep(0.1)
     Path(output).write_text(f"{k} {made.hexdigest()}")
 """
 
@@ -86,14 +93,16 @@ def made(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A study that was run to its end, with the stand-ins."""
+def folder(tmp_path_factory) -> Iterator[Path]:
+    """A study that was run to its end, with the stand-ins; results/ is a small disk where this user may mount one."""
     folder = copy_workflow(tmp_path_factory.mktemp("study"), config(0))
     for script in (folder / "scripts").glob("*.py"):
         script.write_text(STAND_IN.replace("__NAME__", script.stem))
-    run = snakemake(folder)
-    assert run.returncode == 0, run.stdout
-    return folder
+    (folder / "results").mkdir()
+    with small_disk(folder / "results", 8):
+        run = snakemake(folder)
+        assert run.returncode == 0, run.stdout
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +153,14 @@ def twin(folder, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("rule", "how"), [(r, ("killed", "exception", "disk")[k % 3]) for k, r in enumerate(RULES)])
 def test_an_edit_is_not_forgotten_where_a_job_fails(folder, twin, rule: str, how: str):
     """The edit reaches the failing rule and what follows from it, and nothing before it."""
+    if how == "disk" and not (folder / "results").is_mount():
+        pytest.skip("this user may not mount a file system, to fill it up")
     for study in (folder, twin):
         with (study / f"scripts/{rule}.py").open("a") as script:
             script.write("\nEDITED = True\n")
     targets = [] if rule in BESIDE_THE_FIGURE else [FIGURE]
     run = snakemake(folder, *targets, FAILING=f"{rule}:{how}")
+    (folder / "results/filler").unlink(missing_ok=True)
     assert run.returncode == 1, run.stdout
     for study in (folder, twin):
         run = snakemake(study, *targets)
@@ -161,9 +173,12 @@ def test_an_edit_is_not_forgotten_where_a_job_fails(folder, twin, rule: str, how
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["with_its_jobs", "alone"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, number):
+def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, number, send):
+    """As a terminal does, to Snakemake with its jobs, or as `kill` does, to Snakemake alone; the same command goes on."""
     seed = other_seed(folder)
+    held = folder / "held"
     process = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--cores", "2"],
         cwd=folder,
@@ -173,17 +188,26 @@ def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, 
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not (folder / "held").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    (folder / "held").unlink()
-    os.killpg(process.pid, number)
-    process.wait()
-    if number == signal.SIGKILL:
-        assert snakemake(folder, "--unlock").returncode == 0
-    run = snakemake(folder, "--rerun-incomplete")
-    assert run.returncode == 0, run.stdout
-    assert made(folder) == undisturbed[seed]
+    try:
+        while not held.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        send(process.pid, number)
+        if send == os.kill and number != signal.SIGKILL:
+            time.sleep(1)  # Snakemake waits for its job
+            assert process.poll() is None
+            held.unlink()
+        process.wait()
+        if number == signal.SIGKILL:
+            assert snakemake(folder, "--unlock").returncode == 0
+        run = snakemake(folder)
+        assert run.returncode == 0, run.stdout
+        assert made(folder) == undisturbed[seed]
+    finally:
+        held.unlink(missing_ok=True)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.slow
@@ -217,10 +241,10 @@ def test_a_recipe_depends_on_all_that_it_is_made_of(monkeypatch):
     assert recipe == recipe_digest({"damping": 0.1}, ["a", "b"])
     assert recipe != recipe_digest({"damping": 0.2}, ["a", "b"])
     assert recipe != recipe_digest({"damping": 0.1}, ["b", "a"])
-    monkeypatch.setattr("forebear.artifacts.versions.version", lambda name: "9.9.1")
+    monkeypatch.setattr("forebear.runtime.versions.version", lambda name: "9.9.1")
     other = recipe_digest({"damping": 0.1}, ["a", "b"])
     assert other != recipe
-    monkeypatch.setattr("forebear.artifacts.versions.version", lambda name: "9.9.2")
+    monkeypatch.setattr("forebear.runtime.versions.version", lambda name: "9.9.2")
     assert recipe_digest({"damping": 0.1}, ["a", "b"]) == other
 
 

@@ -49,7 +49,7 @@ OTHERS = {
     row[0].strip("`"): (row[1].strip("`"), rules(row[2])) for row in table("An edit in the engine of other studies")
 }
 UNUSED = {"compression", "ensemble", "gathering", "rescoring"}  # by this study
-CONFIG = {"config", "study_config", "corpus_config", "expected"}
+CONFIG = {"config", "study_config", "corpus_config", "expected", "recipes"}
 NOTHING = {*SILENT, *UNUSED, *CONFIG, "provenance", "__init__"}
 STUDIES = {
     "bloom": "results/bloom/evaluation.csv",

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from forebear.artifacts.manifests import NAME, read_manifest
-from forebear.artifacts.versions import library_versions
 from forebear.errors import ForebearError
+from forebear.runtime.versions import minor_versions
 
 _SUBSET_STREAM = 3
 
@@ -54,7 +54,7 @@ def retraining_key(recipe: Mapping, mask: np.ndarray, seed: int) -> str:
         mask: [N] bool over the documents of all attributed stages.
     """
     content = json.dumps([recipe, seed], sort_keys=True).encode() + np.packbits(mask).tobytes()
-    made_by = [f"{name}-{library_versions()[name]}" for name in ("torch", "transformers")]
+    made_by = [f"{name}-{minor_versions()[name]}" for name in ("torch", "transformers")]
     return "-".join([hashlib.sha256(content).hexdigest()[:32], *made_by])
 
 

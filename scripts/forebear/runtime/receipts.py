@@ -9,15 +9,15 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from forebear.errors import ForebearError
 from forebear.runtime.atomic import atomic_path
+from forebear.runtime.versions import NUMERIC, versions_of
 
 FOLDER = ".recipes"
 # Libraries that make numbers or files.
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "h5py", "pandas", "bm25s", "snakemake")
+LIBRARIES = (*NUMERIC, "h5py", "pandas", "bm25s", "snakemake")
 
 
 def receipt_path(path: str | Path) -> Path:
@@ -41,13 +41,7 @@ def read_receipt(path: str | Path) -> dict | None:
 
 def versions() -> dict[str, str]:
     """Of Python and LIBRARIES, as they are installed."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"python": platform.python_version(), **versions_of(LIBRARIES)}
 
 
 def joined_makings(inputs: Iterable[str]) -> dict[str, str]:

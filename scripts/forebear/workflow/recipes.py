@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from forebear.artifacts.digests import file_digest
-from forebear.artifacts.versions import library_versions
 from forebear.runtime.atomic import atomic_path
+from forebear.runtime.versions import minor_versions
 
 
 def recipe_digest(own: Mapping, inputs: Iterable[str]) -> str:
@@ -23,7 +23,7 @@ def recipe_digest(own: Mapping, inputs: Iterable[str]) -> str:
         own: the job's params.
         inputs: of every input file its recipe or, for one that nobody makes, the digest of its content.
     """
-    content = json.dumps([own, list(inputs), library_versions()], sort_keys=True, default=str)
+    content = json.dumps([own, list(inputs), minor_versions()], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

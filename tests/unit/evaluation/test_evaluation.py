@@ -161,7 +161,7 @@ def test_queries_without_scores_are_left_out(generator):
 def test_a_retraining_of_another_version_is_another_and_can_be_accepted(tmp_path, monkeypatch):
     mask = np.array([True, False])
     new = retraining_key({"epochs": 2}, mask, 0)
-    monkeypatch.setattr("forebear.ground_truth.bank.library_versions", lambda: {"torch": "1.0", "transformers": "4.9"})
+    monkeypatch.setattr("forebear.ground_truth.bank.minor_versions", lambda: {"torch": "1.0", "transformers": "4.9"})
     old = retraining_key({"epochs": 2}, mask, 0)
     assert old.endswith("-torch-1.0-transformers-4.9")
     assert old != new
