@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 
 ENGINE = Path(__file__).parent
-SILENT = frozenset({"devices", "errors", "hub_errors", "jobs", "progress", "receipts", "redaction", "writing"})
+SILENT = frozenset(
+    {"devices", "errors", "holders", "hub_errors", "jobs", "progress", "receipts", "redaction", "writing"}
+)
 
 
 def engine_digest(script: str | Path) -> str:

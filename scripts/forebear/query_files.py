@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from forebear.blocks import Block
-from forebear.errors import ForebearError
 from forebear.outer import Matrices, OuterProducts, Rows, as_slice, in_memory
 from forebear.records import file_digest
 from forebear.store import (
@@ -36,6 +35,7 @@ from forebear.store import (
     joined_cost,
     open_checked,
     open_to_stay,
+    open_usable,
     params_digest,
     read_attributes,
     write_tensor,
@@ -120,9 +120,8 @@ def origin_of(params: Mapping, files: Sequence[str | Path]) -> str:
 
 def kept_columns(path: str | Path, origin: str, keys: Sequence[str]) -> Kept:
     """Which of the wanted columns, by the queries' keys, a file has that was made in the same way."""
-    try:
-        file = open_to_stay(kept_path(path), KIND, {"origin": origin})
-    except ForebearError:  # there is none, or none to be used
+    file = open_usable(kept_path(path), KIND, {"origin": origin})
+    if file is None:
         return Kept(None, {}, np.arange(len(keys)))
     known = {key: row for row, key in enumerate(file["keys"].asstr()[()])}
     rows = {row: known[key] for row, key in enumerate(keys) if key in known}
