@@ -9,6 +9,10 @@ class ForebearError(Exception):
     """A mistake in the input. Scripts print its sentence, without a traceback, and exit with 1."""
 
 
+class OutOfReachError(ForebearError):
+    """The system does not let a file be opened now, which says nothing of its content: it may well be whole."""
+
+
 def shortened(items: Sequence[object], most: int = 8) -> str:
     """The first few of many items, for a sentence: 3, 7, 9 and 12 more."""
     shown = ", ".join(str(item) for item in items[:most])

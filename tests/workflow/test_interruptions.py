@@ -152,7 +152,7 @@ def test_an_orphan_of_a_killed_run_and_a_second_run_corrupt_nothing(workspace, f
     assert snakemake(workspace, "--unlock").returncode == 0
     third = snakemake(workspace, SCORES, "--rerun-incomplete")
     assert third.returncode == 1
-    assert "another process is writing it, perhaps left behind by a killed run" in third.stdout
+    assert "another process has it open (process " in third.stdout
 
     held.unlink()
     wait_for(lambda: (workspace / SCORES).exists())

@@ -227,6 +227,50 @@ def test_an_edit_is_noticed_without_snakemakes_records(folder, undisturbed):
     assert made(folder) == undisturbed[seed]
 
 
+CACHED = "results/tiny/factors/pretraining/eigenvalues.h5"
+
+
+@pytest.mark.slow
+def test_an_edit_is_noticed_of_what_snakemakes_cache_gave_back(folder, tmp_path):
+    """Without Snakemake's records, in a clone for which another one has filled the cache."""
+    clones, cache = [tmp_path / "first", tmp_path / "second"], tmp_path / "cache"
+    cache.mkdir()
+    environment = {"SNAKEMAKE_OUTPUT_CACHE": str(cache)}
+
+    def run(clone: Path, *arguments: str) -> str:
+        shutil.rmtree(clone / ".snakemake", ignore_errors=True)
+        ended = snakemake(clone, CACHED, *arguments, **environment)
+        assert ended.returncode == 0, ended.stdout
+        return ended.stdout
+
+    contents = {}
+    for clone in clones:
+        shutil.copytree(folder, clone, ignore=shutil.ignore_patterns("results", ".snakemake"))
+        for seed in (0, 1):
+            set_seed(clone, seed)
+            run(clone, "--cache")
+            assert contents.setdefault(seed, (clone / CACHED).read_bytes()) == (clone / CACHED).read_bytes()
+        assert contents[0] != contents[1]
+        assert (clone / CACHED).is_symlink()
+    entries = {entry: entry.lstat().st_mtime_ns for entry in cache.iterdir()}
+    assert "Nothing to be done" in run(clone)
+    set_seed(clone, 0)
+    planned = run(clone, "--dry-run")
+    for rule in ("train_stage", "fit_covariances", "compute_eigenbasis", "fit_eigenvalues"):
+        assert rule in planned
+    set_seed(clone, 1)  # times of links are given back with their recipe
+    assert "Nothing to be done" in run(clone)
+    set_seed(clone, 0)
+    run(clone, "--cache")
+    assert (clone / CACHED).read_bytes() == contents[0]
+    assert "Nothing to be done" in run(clone)
+    assert {entry: entry.lstat().st_mtime_ns for entry in cache.iterdir()} == entries
+    receipt = clone / receipt_path(CACHED)
+    receipt.unlink()
+    receipt.write_text("")
+    assert "fit_eigenvalues" in run(clone, "--dry-run")
+
+
 @pytest.mark.slow
 def test_scripts_with_another_time_and_the_same_content_run_nothing(folder):
     for file in (folder / "scripts").rglob("*"):

@@ -13,20 +13,11 @@ import h5py
 import numpy as np
 
 from forebear.artifacts.digests import content_digest
-from forebear.artifacts.hdf5 import FORMAT, Attributes, open_checked, open_hdf5
+from forebear.artifacts.hdf5 import FORMAT, Attributes, open_hdf5, open_usable
 from forebear.errors import ForebearError, shortened
 from forebear.runtime.atomic import explained_write, keep, kept_path, same_file
 
 OF_QUERIES = ("query_data_digest",)  # attributes that may differ where queries are kept
-
-
-def is_current(path: str | Path, kind: str, expected: Attributes) -> bool:
-    """Whether an artifact is there, whole, and has the expected root attributes."""
-    try:
-        with open_checked(path, kind, expected):
-            return True
-    except ForebearError:
-        return False
 
 
 class ResumableMatrix:
@@ -65,8 +56,10 @@ class ResumableMatrix:
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         self._attributes = {**attributes, "format": FORMAT, "kind": kind, "complete": False}
         self._shape = shape
-        self.finished = is_current(kept_path(path), kind, attributes)
-        if self.finished:
+        finished = open_usable(kept_path(path), kind, attributes)
+        self.finished = finished is not None
+        if finished is not None:
+            finished.close()
             return
         with explained_write(self._partial):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +72,6 @@ class ResumableMatrix:
             if dict(file.attrs) == self._attributes and file["matrix"].shape == self._shape:
                 return file
             file.close()
-        except BlockingIOError:  # its writer lives; to create the file anew would empty it under the lock
-            raise
         except (OSError, KeyError):  # there is none, or it is damaged
             pass
         return None
@@ -101,12 +92,12 @@ class ResumableMatrix:
     def _take_over(self, file: h5py.File, kind: str, expected: Attributes) -> None:
         """Write the columns that the finished file has, and in /kept: the rows, the columns that are left, the cost."""
         kept, rows, new = file.create_group("kept"), np.zeros(self._shape[0], bool), self._places
-        try:
-            with open_checked(kept_path(self.path), kind, expected) as old:
+        if old := open_usable(kept_path(self.path), kind, expected):
+            with old:
                 exact = old["exact"][()] if "exact" in old else ~rows
                 matrix, columns = old["matrix"][()], list(old["keys"].asstr()[()]) if "keys" in old else []
                 cost = {key: old.attrs[key] for key in ("seconds", "peak_bytes") if key in old.attrs}
-        except ForebearError:  # there is none, or none to be used
+        else:
             columns = []
         # A column of NaN is a query that was left out.
         known = {key: column for column, key in enumerate(columns) if not np.isnan(matrix[exact, column]).any()}

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from forebear.artifacts.digests import content_digest
-from forebear.errors import ForebearError, removal
+from forebear.errors import ForebearError, OutOfReachError, removal
 from forebear.runtime.atomic import atomic_path, error_number
+from forebear.runtime.holders import holders
 
 FORMAT = "forebear 2"
 
@@ -36,6 +37,8 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524}
 def open_hdf5(path: str | Path, mode: str, exclusive: bool = False) -> h5py.File:
     """Open an HDF5 file, without a lock where the file system has none.
 
+    HDF5 locks a file as long as it is open: readers keep writers out, a writer everybody.
+
     A file that is whole, or that is written under a private name, needs no lock.
 
     Args:
@@ -43,11 +46,20 @@ def open_hdf5(path: str | Path, mode: str, exclusive: bool = False) -> h5py.File
 
     Raises:
         ForebearError: there are no locks, and the file needs one or the library cannot do without.
+        OutOfReachError: another process keeps it locked, or the system does not let it be read.
+        OSError: there is no such file, it is not HDF5, or could not be written.
     """
     try:
         return h5py.File(path, mode)
     except OSError as error:
         number = error_number(error)
+        if number == errno.EAGAIN:
+            raise OutOfReachError(_held(path, mode)) from error
+        if mode == "r" and number not in {None, errno.ENOENT, *NO_LOCKS}:
+            raise OutOfReachError(
+                f"{path}: could not be read ({os.strerror(number)}), which says nothing of its content; make it readable, "
+                "or check the disk, and run again."
+            ) from error
         if number not in NO_LOCKS:
             raise
         if not exclusive:
@@ -58,6 +70,21 @@ def open_hdf5(path: str | Path, mode: str, exclusive: bool = False) -> h5py.File
             "HDF5_USE_FILE_LOCKING=FALSE, look that no process of an earlier run is left, and run again, or keep results/ on "
             "another file system."
         ) from error
+
+
+def _held(path: str | Path, mode: str) -> str:
+    """The sentence about a file that another process keeps locked."""
+    who = ", ".join(holders(path)) or "which one, the system does not tell"
+    if mode == "r":
+        return (
+            f"{path}: another process has it open for writing ({who}), so it cannot be read now; nothing else is wrong "
+            "with it. Close it there, or open it there for reading only, h5py.File(…, 'r'), and run again. If no process "
+            "writes it, the environment variable HDF5_USE_FILE_LOCKING=FALSE reads it nevertheless."
+        )
+    return (
+        f"{path}: could not be written, as another process has it open ({who}), perhaps one left behind by a killed "
+        "run; wait for that one or end it, and run again."
+    )
 
 
 @contextmanager
@@ -92,6 +119,7 @@ def open_to_stay(
     Raises:
         ForebearError: it is damaged, changed, unfinished, of another kind or format, or made
             from something else.
+        OutOfReachError: it may be whole, and cannot be opened now.
     """
     path = Path(path)
     remedy = f"delete it and run again: {removal(path)}"
@@ -109,6 +137,20 @@ def open_to_stay(
         file.close()
         raise ForebearError(f"{path}: {problem}; {remedy}")
     return file
+
+
+def open_usable(path: str | Path, kind: str, expected: Attributes) -> h5py.File | None:
+    """The same, None where there is no such artifact, or none to be used.
+
+    Raises:
+        OutOfReachError: it may be whole, so that what it holds must not be computed again.
+    """
+    try:
+        return open_to_stay(path, kind, expected)
+    except OutOfReachError:
+        raise
+    except ForebearError:
+        return None
 
 
 def _problem(file: h5py.File, kind: str | None, expected: Attributes, content: bool) -> str | None:

@@ -33,10 +33,10 @@ from forebear.artifacts.hdf5 import (
     datasets_of,
     open_checked,
     open_to_stay,
+    open_usable,
     read_attributes,
     write_tensor,
 )
-from forebear.errors import ForebearError
 from forebear.gradients.blocks import Block
 from forebear.gradients.outer_products import Matrices, OuterProducts, Rows, as_slice, in_memory
 from forebear.runtime.atomic import keep, kept_path
@@ -119,9 +119,8 @@ def origin_of(params: Mapping, files: Sequence[str | Path]) -> str:
 
 def kept_columns(path: str | Path, origin: str, keys: Sequence[str]) -> Kept:
     """Which of the wanted columns, by the queries' keys, a file has that was made in the same way."""
-    try:
-        file = open_to_stay(kept_path(path), KIND, {"origin": origin})
-    except ForebearError:  # there is none, or none to be used
+    file = open_usable(kept_path(path), KIND, {"origin": origin})
+    if file is None:
         return Kept(None, {}, np.arange(len(keys)))
     known = {key: row for row, key in enumerate(file["keys"].asstr()[()])}
     rows = {row: known[key] for row, key in enumerate(keys) if key in known}

@@ -20,8 +20,6 @@ REMEDIES = {
     errno.EACCES: "make the folder writable, or run in another one",
     errno.EPERM: "make the folder writable, or run in another one",
     errno.EIO: "check the disk and run again",
-    errno.EAGAIN: "another process is writing it, perhaps left behind by a killed run; "
-    "wait for that one or end it, and run again",
 }
 
 

@@ -1,13 +1,126 @@
-"""File systems without locks: NFS without its lock daemon, Lustre without `flock`."""
+"""Files that another process keeps locked, and file systems without locks: NFS without its lock daemon, Lustre without `flock`."""
 
 import errno
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import torch
+from forebear.factor_files import create_factors, read_eigenvalues
+from forebear.query_files import kept_columns
+from forebear.resumable import ResumableMatrix
+
+from forebear.artifacts.hdf5 import open_checked
+from forebear.errors import OutOfReachError
+from forebear.runtime.atomic import keep
+from forebear.runtime.holders import holders
+
+NOTEBOOK = """
+import sys
+import h5py
+file = h5py.File(sys.argv[1], sys.argv[2])
+print("open", flush=True)
+input()
+"""
+
+
+@contextmanager
+def opened_elsewhere(path: Path, mode: str) -> Iterator[int]:
+    """Another process has the file open while the block runs; gives its number."""
+    command = [sys.executable, "-c", NOTEBOOK, path, mode]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as notebook:
+        assert notebook.stdout.readline() == "open\n"
+        yield notebook.pid
+        notebook.communicate("\n")
+
+
+@pytest.fixture
+def factors(tmp_path) -> Path:
+    with create_factors(tmp_path / "e.h5", "eigenvalues", {}) as file:
+        file.write({"a": torch.ones(3, 3)})
+    return tmp_path / "e.h5"
+
+
+@pytest.fixture
+def scores(tmp_path) -> Path:
+    matrix = ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
+    matrix.write(np.arange(2), np.ones((2, 2)))
+    matrix.finish({})
+    return tmp_path / "s.h5"
+
+
+@pytest.mark.parametrize("mode", ["r+", "a"])
+def test_a_file_that_a_notebook_has_open_for_writing_is_not_called_damaged(factors, mode: str):
+    with opened_elsewhere(factors, mode) as process, pytest.raises(OutOfReachError) as refused:
+        read_eigenvalues(factors)
+    said = str(refused.value)
+    assert said.startswith(f"{factors}: another process has it open for writing (")
+    assert "damaged" not in said
+    assert "rm " not in said
+    assert "HDF5_USE_FILE_LOCKING=FALSE" in said
+    if sys.platform == "linux":
+        assert f"(process {process} ({sys.executable} -c import sys import h5py " in said
+    assert read_eigenvalues(factors)["a"].sum() == 9
+
+
+def test_a_file_that_a_notebook_reads_is_read_and_made_anew(factors):
+    with opened_elsewhere(factors, "r"):
+        assert read_eigenvalues(factors)["a"].sum() == 9
+        with create_factors(factors, "eigenvalues", {}) as file:
+            file.write({"a": torch.zeros(3, 3)})
+        assert read_eigenvalues(factors)["a"].sum() == 0
+
+
+def test_finished_scores_that_a_notebook_has_open_are_not_computed_again(scores):
+    """Nor are those of other queries, beside which they are kept."""
+    for attributes, keys in (({}, ()), ({"query_data_digest": "other"}, "ab")):
+        with opened_elsewhere(scores, "r+"), pytest.raises(OutOfReachError, match="for writing"):
+            ResumableMatrix(scores, "scores", attributes, (2, 2), keys=keys)
+    assert ResumableMatrix(scores, "scores", {}, (2, 2)).finished
+
+
+def test_columns_that_a_notebook_has_open_are_not_computed_again(factors):
+    keep(factors)
+    with opened_elsewhere(factors, "r+"), pytest.raises(OutOfReachError, match="for writing"):
+        kept_columns(factors, "one", ["a"])
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_partial_file_that_another_process_has_open_is_not_emptied(tmp_path, mode: str):
+    matrix = ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
+    matrix.write(np.array([0]), np.ones((1, 2)))
+    del matrix
+    with (
+        opened_elsewhere(tmp_path / ".s.h5.partial", mode),
+        pytest.raises(OutOfReachError, match="another process has it"),
+    ):
+        ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
+    assert ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2)).missing.tolist() == [1]
+
+
+def test_who_holds_a_file_is_told_by_the_system_alone(factors, tmp_path):
+    assert holders(tmp_path / "none") == holders(factors) == []
+    with h5py.File(factors, "r"):
+        told = holders(factors)
+    assert [name.split()[:2] for name in told] == ([["process", str(os.getpid())]] if sys.platform == "linux" else [])
+
+
+def test_a_file_that_the_system_does_not_let_be_read_is_not_called_damaged(tmp_path):
+    """A folder stands for a disk that fails, or a file of another user's, as root may read everything."""
+    (tmp_path / "e.h5").mkdir()
+    with (
+        pytest.raises(OutOfReachError, match=r"e\.h5: could not be read \(Is a directory\)"),
+        open_checked(tmp_path / "e.h5", None),
+    ):
+        pass
+
 
 # The system's own answer, given by a library that is loaded before the others.
 SOURCE = """
@@ -94,5 +207,5 @@ def test_files_that_need_no_lock_are_written_and_read_and_others_name_the_way_ro
 @pytest.mark.slow
 def test_a_lock_that_another_process_holds_is_none_of_this(tmp_path, without_locks):
     said = job(tmp_path, without_locks, errno.EAGAIN, CUDA_VISIBLE_DEVICES="")  # a job would wait for a GPU
-    assert "another process is writing it" in said["factors"]
+    assert "another process has it open (which one, the system does not tell)" in said["factors"]
     assert "HDF5_USE_FILE_LOCKING" not in said["factors"]
