@@ -11,7 +11,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -70,9 +70,9 @@ def start(job: Job) -> None:
         lease_devices(gpus)
 
 
-def _gpus(params: Mapping) -> int:
+def _gpus(params: Any) -> int:
     """How many GPUs a job's study gives it: in its params, or in those of how it opens a model."""
-    return params.get("gpus", params.get("loading", {}).get("gpus", 0))
+    return getattr(params, "gpus", getattr(params, "loading", {}).get("gpus", 0))
 
 
 def warn(sentence: str) -> None:

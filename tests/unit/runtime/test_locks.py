@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from forebear.factor_files import create_factors, read_eigenvalues
-from forebear.query_files import kept_columns
-from forebear.resumable import ResumableMatrix
 
+from forebear.artifacts.growing import ResumableMatrix
 from forebear.artifacts.hdf5 import open_checked
 from forebear.errors import OutOfReachError
+from forebear.factors.files import create_factors, read_eigenvalues
+from forebear.queries.files import kept_columns
 from forebear.runtime.atomic import keep
 from forebear.runtime.holders import holders
 
