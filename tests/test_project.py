@@ -18,6 +18,14 @@ def test_the_conda_file_has_the_pins_of_pyproject():
     assert f"python {project['requires-python']}" in conda
 
 
+def test_the_workflow_asks_for_the_snakemake_of_pyproject():
+    """Older ones refuse the workflow, as its rules in the cache have several outputs."""
+    (asked,) = re.findall(r'^min_version\("(.+)"\)$', (ROOT / "Snakefile").read_text(), re.M)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (pin,) = (pin for pin in project["dependencies"] if pin.startswith("snakemake>"))
+    assert pin.startswith(f"snakemake>={asked},")
+
+
 def test_every_rule_has_its_script_and_every_script_its_rule():
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     used = set(re.findall(r"\.\./scripts/(\w+)\.py", rules))

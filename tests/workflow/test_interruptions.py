@@ -1,5 +1,6 @@
 """Runs that are killed, locked out, or robbed of a file: nothing finished is lost, nothing wrong is used."""
 
+import json
 import os
 import re
 import shutil
@@ -11,13 +12,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from copies import ROOT, copy_workflow, snakemake
+from disks import kept_full, small_disk
 
 pytestmark = pytest.mark.slow
 
+TABLE, FIGURE = "results/tiny/evaluation.csv", "results/figures/spearman.png"
 SCORES = "results/tiny/scores/pretraining/multistage-ekfac.h5"
 PARTIAL = "results/tiny/scores/pretraining/.multistage-ekfac.h5.partial"
 PASS = "results/tiny/logs/compute_pairwise_scores/pretraining_at_pretraining.log"
@@ -63,9 +67,28 @@ def retrain(*arguments):
 """
 
 
+# In the copy, a test may kill a job that has written factors, before the file has its name.
+KILLED_AT_FACTORS = """
+
+_write_factors = FactorWriter.write
+
+
+def _write_and_die(self, *arguments):
+    import os
+    import signal
+
+    _write_factors(self, *arguments)
+    if "KILLED_AT_FACTORS" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+FactorWriter.write = _write_and_die
+"""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A small study that was run to its evaluation on two cores."""
+    """A small study that was run to its figure on two cores."""
     config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
     study = config["studies"]["tiny"]
     study.update(estimators=["multistage-ekfac", "gradient-dot", "bm25"], batch_tokens=128)
@@ -75,9 +98,11 @@ def finished(tmp_path_factory) -> Path:
         handle.write(STOPPABLE)
     with (folder / "scripts/forebear/ground_truth/retrain.py").open("a") as handle:
         handle.write(KILLABLE)
+    with (folder / "scripts/forebear/factors/files.py").open("a") as handle:
+        handle.write(KILLED_AT_FACTORS)
     scoring = folder / "scripts/forebear/scores/pairwise.py"
     scoring.write_text(scoring.read_text().replace("FLUSH_SECONDS = 20.0", "FLUSH_SECONDS = -1.0"))
-    run = snakemake(folder, "results/tiny/evaluation.csv")
+    run = snakemake(folder, FIGURE)
     assert run.returncode == 0, run.stdout
     return folder
 
@@ -93,11 +118,17 @@ def matrix(folder: Path, path: str = SCORES) -> np.ndarray:
         return file["matrix"][()]
 
 
-def set_damping(folder: Path) -> None:
+def edit(folder: Path, **changes: object) -> None:
     path = folder / "config.yaml"
     config = yaml.safe_load(path.read_text())
-    config["studies"]["tiny"]["stages"][1]["damping"] = 10.0
+    config["studies"]["tiny"].update(changes)
     path.write_text(yaml.safe_dump(config))
+
+
+def set_damping(folder: Path) -> None:
+    stages = yaml.safe_load((folder / "config.yaml").read_text())["studies"]["tiny"]["stages"]
+    stages[1]["damping"] = 10.0
+    edit(folder, stages=stages)
 
 
 def kill_the_pass(folder: Path) -> None:
@@ -238,3 +269,77 @@ def test_a_pass_that_fails_leaves_no_scores_from_before_the_change(workspace, fi
     run = snakemake(workspace, SCORES)
     assert run.returncode == 0, run.stdout
     assert not np.allclose(matrix(workspace), matrix(finished))
+
+
+# The last three are digests of a whole file, or of one that it was made from.
+MEASURED = {"seconds", "peak_bytes", "overhead_seconds", "content", "columns_origin", "origin"}
+
+
+def without_measurements(path: Path) -> object:
+    """What a file holds, but for times and memory; a figure shows both."""
+    if path.suffix == ".png":
+        return None
+    if path.suffix == ".h5":
+        values: dict[str, object] = {}
+        with h5py.File(path) as file:
+            values["attributes"] = {key: str(value) for key, value in file.attrs.items() if key not in MEASURED}
+            file.visititems(
+                lambda name, item: values.update({name: item[()].tobytes()} if isinstance(item, h5py.Dataset) else {})
+            )
+        return values
+    if path.name == "evaluation.csv":
+        table = pd.read_csv(path)
+        return table.drop(columns=[name for name in table if "seconds" in name or "mib" in name]).to_csv()
+    if path.suffix == ".json":
+        return {key: value for key, value in json.loads(path.read_text()).items() if key not in ("cost", "mtime_ns")}
+    return path.read_bytes()
+
+
+def results(folder: Path) -> dict[str, object]:
+    """Path → content, of all that jobs made, receipts included."""
+    files = [path for path in (folder / "results").rglob("*") if path.is_file() and path.suffix != ".log"]
+    return {
+        str(path.relative_to(folder)): without_measurements(path) for path in files if not path.name.startswith(".")
+    }
+
+
+def assert_as_undisturbed(workspace: Path, undisturbed: Path) -> None:
+    """Both are run to the end, and then hold the same bits."""
+    for folder in (workspace, undisturbed):
+        run = snakemake(folder, FIGURE)
+        assert run.returncode == 0, run.stdout
+    here, there = results(workspace), results(undisturbed)
+    assert here.keys() == there.keys()
+    assert [name for name in here if here[name] != there[name]] == []
+
+
+def test_an_edit_is_not_forgotten_where_the_job_of_the_factors_is_killed(workspace, finished, tmp_path):
+    undisturbed = shutil.copytree(workspace, tmp_path / "undisturbed", copy_function=shutil.copy2)
+    for folder in (workspace, undisturbed):
+        script = folder / "scripts/fit_covariances.py"
+        script.write_text(script.read_text().replace("(params.seed, ", "(params.seed + 1, "))
+    run = snakemake(workspace, FIGURE, KILLED_AT_FACTORS="1")
+    assert run.returncode == 1
+    assert "Error in rule fit_covariances" in run.stdout
+    assert_as_undisturbed(workspace, undisturbed)
+    assert not np.array_equal(matrix(workspace), matrix(finished))
+
+
+def test_an_edit_is_not_forgotten_where_the_disk_is_full(workspace, tmp_path):
+    undisturbed = shutil.copytree(workspace, tmp_path / "undisturbed", copy_function=shutil.copy2)
+    for folder in (workspace, undisturbed):
+        edit(folder, estimators=["multistage-ekfac", "gradient-dot"])
+    here = workspace / "results"
+    shutil.rmtree(here)
+    here.mkdir()
+    with small_disk(here, 64) as mounted:
+        if not mounted:
+            pytest.skip("this user may not mount a file system, to fill it up")
+        shutil.copytree(undisturbed / "results", here, copy_function=shutil.copy2, dirs_exist_ok=True)
+        with kept_full(here):
+            run = snakemake(workspace, FIGURE)
+        assert run.returncode == 1
+        assert "Error in rule evaluate" in run.stdout
+        assert not (workspace / TABLE).exists()
+        assert_as_undisturbed(workspace, undisturbed)
+    assert "bm25" not in (undisturbed / TABLE).read_text()

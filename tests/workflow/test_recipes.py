@@ -410,3 +410,33 @@ def test_the_config_is_shown_as_it_counts(folder, tmp_path):
     assert "The study tiny stands in config.yaml and more.yaml" in run.stdout
     shown = yaml.safe_load((copy / "results/tiny/config.yaml").read_text())["studies"]["tiny"]
     assert (shown["top"], shown["max_length"], shown["label_samples"]) == (3, 32, 1)
+
+
+@pytest.mark.slow
+def test_a_config_file_that_stands_alone_has_the_defaults(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "study", copy_function=shutil.copy2)
+    shutil.copy(ROOT / "scripts/write_config.py", copy / "scripts")
+    described = config(0)
+    assert described["studies"]["tiny"].pop("solvers")["iterations"] == 3
+    (copy / "alone.yaml").write_text(yaml.safe_dump(described))
+    for arguments, iterations in ([], 3), (["--replace-workflow-config"], 10):
+        run = snakemake(copy, "results/tiny/config.yaml", *arguments, "--configfile", "alone.yaml")
+        assert run.returncode == 0, run.stdout
+        assert ("The study tiny stands in config.yaml and alone.yaml" in run.stdout) == (not arguments)
+        shown = yaml.safe_load((copy / "results/tiny/config.yaml").read_text())["studies"]["tiny"]
+        assert shown["solvers"]["iterations"] == iterations
+
+
+@pytest.mark.slow
+def test_a_report_of_some_targets_names_them(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "study", copy_function=shutil.copy2)
+    shutil.rmtree(copy / "results")
+    assert snakemake(copy, FIGURE).returncode == 0
+    refused = snakemake(copy, "--report", "report.html")
+    assert refused.returncode == 1
+    assert "marked for report but does not exist" in refused.stdout
+    for targets in [FIGURE], []:
+        assert snakemake(copy, *targets).returncode == 0
+        run = snakemake(copy, *targets, "--report", "report.html")
+        assert run.returncode == 0, run.stdout
+        assert "spearman.png" in (copy / "report.html").read_text()
