@@ -6,7 +6,7 @@ rule fit_covariances:
         manifest=lambda w: manifest(w.study, model_of(w.point)),
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
     output:
-        covariances="results/{study}/factors/{point}/covariances.h5",
+        **with_receipts(covariances="results/{study}/factors/{point}/covariances.h5"),
     log:
         "results/{study}/logs/fit_covariances/{point}.log",
     wildcard_constraints:
@@ -41,7 +41,9 @@ rule fit_covariances:
 
 use rule fit_covariances as fit_covariances_shard with:
     output:
-        covariances=temp("results/{study}/factors/{point}/covariances/{shard}-of-{shards}.h5"),
+        **with_receipts(
+            covariances=temp("results/{study}/factors/{point}/covariances/{shard}-of-{shards}.h5")
+        ),
     log:
         "results/{study}/logs/fit_covariances/{point}/{shard}-of-{shards}.log",
     wildcard_constraints:
@@ -58,7 +60,7 @@ rule compute_eigenbasis:
     input:
         covariances="results/{study}/factors/{point}/covariances.h5",
     output:
-        eigenbasis="results/{study}/factors/{point}/eigenbasis.h5",
+        **with_receipts(eigenbasis="results/{study}/factors/{point}/eigenbasis.h5"),
     log:
         "results/{study}/logs/compute_eigenbasis/{point}.log",
     cache: True
@@ -86,7 +88,7 @@ rule fit_eigenvalues:
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
         eigenbasis="results/{study}/factors/{point}/eigenbasis.h5",
     output:
-        eigenvalues="results/{study}/factors/{point}/eigenvalues.h5",
+        **with_receipts(eigenvalues="results/{study}/factors/{point}/eigenvalues.h5"),
     log:
         "results/{study}/logs/fit_eigenvalues/{point}.log",
     wildcard_constraints:
@@ -121,7 +123,9 @@ rule fit_eigenvalues:
 
 use rule fit_eigenvalues as fit_eigenvalues_shard with:
     output:
-        eigenvalues=temp("results/{study}/factors/{point}/eigenvalues/{shard}-of-{shards}.h5"),
+        **with_receipts(
+            eigenvalues=temp("results/{study}/factors/{point}/eigenvalues/{shard}-of-{shards}.h5")
+        ),
     log:
         "results/{study}/logs/fit_eigenvalues/{point}/{shard}-of-{shards}.log",
     wildcard_constraints:
@@ -140,7 +144,7 @@ rule gather_factors:
         manifest=lambda w: manifest(w.study, model_of(w.point)),
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
     output:
-        factor="results/{study}/factors/{point}/{factor}.h5",
+        **with_receipts(factor="results/{study}/factors/{point}/{factor}.h5"),
     log:
         "results/{study}/logs/gather_factors/{point}-{factor}.log",
     wildcard_constraints:

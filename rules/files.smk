@@ -7,12 +7,19 @@ from snakemake.exceptions import WorkflowError
 
 from forebear.corpus_config import FileCorpus, ProseCorpus, StageFiles
 from forebear.estimators import COLUMNS, ESTIMATORS, documents_point, inverse_points, scoring_passes
+from forebear.receipts import receipt_path
 from forebear.sources import check_found, source_files
 
 # What is made from no file is made from this one, whose time lies between that of every real file
 # and those that recipes.smk gives to files of another recipe.
 ORIGIN = "results/.origin"
 ORIGIN_TIME = 10**15  # in ns: January 1970
+
+
+def with_receipts(**outputs):
+    """A cached rule's outputs with their receipts, so that the cache gives both back."""
+    receipts = {f"{name}_receipt": str(receipt_path(file)) for name, file in outputs.items()}
+    return {**outputs, **receipts}
 
 
 def data_of(point):

@@ -38,11 +38,13 @@ rule train_stage:
         vocabulary=tokenizer_data,
         previous=previous_manifest,
     output:
-        manifest="results/{study}/models/{stage}/manifest.json",
-        weights="results/{study}/models/{stage}/model.safetensors",
-        config="results/{study}/models/{stage}/config.json",
-        tokenizer="results/{study}/models/{stage}/tokenizer.json",
-        tokenizer_config="results/{study}/models/{stage}/tokenizer_config.json",
+        **with_receipts(
+            manifest="results/{study}/models/{stage}/manifest.json",
+            weights="results/{study}/models/{stage}/model.safetensors",
+            config="results/{study}/models/{stage}/config.json",
+            tokenizer="results/{study}/models/{stage}/tokenizer.json",
+            tokenizer_config="results/{study}/models/{stage}/tokenizer_config.json",
+        ),
     log:
         "results/{study}/logs/train_stage/{stage}.log",
     cache: True

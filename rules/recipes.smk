@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snakemake.iocontainers import Wildcards
 
-from forebear.receipts import FOLDER, file_of, read_receipt
+from forebear.receipts import FOLDER, file_of, read_receipt, receipt_path
 from forebear.recipes import Contents, recipe_digest
 
 CONTENTS = Contents(Path(".snakemake/forebear-contents.json"))
@@ -54,21 +54,25 @@ for maker in workflow.rules:
     name_recipe(maker)
 
 
-def outdate(path, receipt):
+def outdate(path):
     """Let Snakemake see that a file is of another recipe, also where its own records are gone or say otherwise.
 
     Such a file becomes older than all that it was made from, which may be outdated too, and gets its
-    time back with its recipe.
+    time back with its recipe. One whose receipt cannot be read is of an unknown recipe.
     """
+    receipt = read_receipt(path) or {"recipe": None, "made_from": ()}
     try:
         current = receipt["recipe"] == recipe_of(str(path))
     except WorkflowError:  # nothing that this config can make
         return
     marked = os.lstat(path).st_mtime_ns < ORIGIN_TIME
     if current and marked:
-        os.utime(path, ns=(receipt["mtime_ns"],) * 2)
+        time = os.lstat(receipt_path(path)).st_mtime_ns  # it was left right after its file
     elif not current and not marked:
-        os.utime(path, ns=(ORIGIN_TIME - (1 + len(receipt["made_from"])) * 10**9,) * 2)
+        time = ORIGIN_TIME - (1 + len(receipt["made_from"])) * 10**9
+    else:
+        return
+    os.utime(path, ns=(time, time), follow_symlinks=False)  # in Snakemake's cache times stay
 
 
 if workflow.is_main_process and os.access(
@@ -79,5 +83,5 @@ if workflow.is_main_process and os.access(
     os.utime(ORIGIN, ns=(ORIGIN_TIME, ORIGIN_TIME))
     for found in Path("results").glob(f"*/{FOLDER}/**/*.json"):
         file = file_of(found)
-        if file.is_file() and not file.is_symlink() and maker_of(str(file)):
-            outdate(file, read_receipt(file))
+        if file.is_file() and maker_of(str(file)):
+            outdate(file)

@@ -1,11 +1,10 @@
 """What a finished file says of its making: its recipe, those of all that it was made from, and versions of libraries.
 
 A receipt lies under the study's folder `.recipes`, by the name of its file. Only a job that ended well
-leaves receipts, and no job takes two inputs that were made from different makings of one file.
+leaves receipts; where Snakemake's cache gives a file back, it gives the receipt too. And no job takes two inputs that were made from different makings of one file.
 """
 
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -33,7 +32,7 @@ def file_of(receipt: Path) -> Path:
 
 
 def read_receipt(path: str | Path) -> dict | None:
-    """The receipt of a file; None where there is none, as of what Snakemake's cache gave back."""
+    """The receipt of a file; None where there is none, as of a file that nobody makes."""
     with suppress(OSError, ValueError):
         return json.loads(receipt_path(path).read_text(encoding="utf-8"))
     return None
@@ -71,8 +70,9 @@ def joined_makings(inputs: Iterable[str]) -> dict[str, str]:
 
 
 def write_receipts(outputs: Iterable[str], recipe: str, made_from: Mapping[str, str]) -> None:
-    """Leave the receipts of a job's files."""
-    content = {"recipe": recipe, "versions": versions(), "made_from": dict(made_from)}
+    """Leave the receipts of a job's files, which may be among its outputs themselves."""
+    content = json.dumps({"recipe": recipe, "versions": versions(), "made_from": dict(made_from)})
     for output in outputs:
-        with atomic_path(receipt_path(output)) as path:
-            path.write_text(json.dumps({**content, "mtime_ns": os.lstat(output).st_mtime_ns}), encoding="utf-8")
+        if FOLDER not in Path(output).parts:
+            with atomic_path(receipt_path(output)) as path:
+                path.write_text(content, encoding="utf-8")
