@@ -32,12 +32,16 @@ class Planner:
 
     def rules(self, folder: Path, *arguments: str) -> set[str]:
         """The rules that would run."""
-        output = self.run(folder, "--dry-run", *arguments)
-        assert re.search("^Job stats:|^Nothing to be done", output, re.M), output
-        return set(re.findall(r"^(\w+) +\d+$", output, re.M)) - {"all", "total"}
+        return planned_rules(self.run(folder, "--dry-run", *arguments))
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+def planned_rules(output: str) -> set[str]:
+    """The rules that would run, of what a dry run printed."""
+    assert re.search("^Job stats:|^Nothing to be done", output, re.M), output
+    return set(re.findall(r"^(\w+) +\d+$", output, re.M)) - {"all", "total"}
 
 
 def _run(folder: str, arguments: tuple[str, ...]) -> str:
@@ -55,10 +59,10 @@ def _run(folder: str, arguments: tuple[str, ...]) -> str:
 
 
 def pretend_finished(folder: Path, planner: Planner, *targets: str) -> Path:
-    """Make Snakemake believe that everything was run: empty outputs, with its own records of code and params."""
+    """Make Snakemake believe that everything was run: empty outputs without receipts, with its own records of code and params."""
     summary = planner.run(folder, "--summary", *targets)
     for line in summary.splitlines():
-        if line.startswith("results/"):
+        if line.startswith("results/") and "/.recipes/" not in line:
             path = folder / line.split("\t")[0]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
