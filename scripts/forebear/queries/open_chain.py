@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from forebear.artifacts.hdf5 import read_attributes
 from forebear.artifacts.manifests import point_digests, read_manifest
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.files import read_eigenbasis, read_eigenvalues, stored_eigenbasis, stored_eigenvalues
 from forebear.factors.kronecker import kfac_eigenvalues
 from forebear.gradients.blocks import Block
-from forebear.queries.chain import Curvature, Segment, default_pull, training_time
+from forebear.queries.chain import DampedInverse, SourceSegment, default_pull, training_time
 
 
-def open_link(
+def open_inverse(
     link: Mapping,
     manifest: str | Path,
     records: str | Path,
@@ -20,8 +22,9 @@ def open_link(
     eigenvalues: str | Path | None,
     blocks: Sequence[Block],
     stored: bool = False,
-) -> tuple[Curvature, float]:
-    """The curvature of a link and the scale of its inverse: α for the stages after the documents', else 1.
+    device: torch.device | str = "cpu",
+) -> DampedInverse:
+    """A stage's damped inverse; its scale is α for the stages after the documents', else 1.
 
     Args:
         link: `point`, `damping`, `alpha` ("auto", a number, or None for a stage without a
@@ -39,7 +42,8 @@ def open_link(
         values = kfac_eigenvalues(basis, blocks, made_from["positions"] / made_from["sequences"])
     pull = pull_of(link, manifest)
     print(f"{link['point']}: damping {link['damping']}, α {pull}")
-    return Curvature(basis, values, Damping(**link["damping"]), pull), pull if link["scaled"] else 1.0
+    scale = pull if link["scaled"] else 1.0
+    return DampedInverse(basis, values, Damping(**link["damping"]), pull, scale, link["point"], device)
 
 
 def pull_of(link: Mapping, manifest: str | Path) -> float:
@@ -56,10 +60,11 @@ def open_segment(
     eigenbasis: str | Path,
     eigenvalues: str | Path,
     adam: bool,
-) -> Segment:
+    device: torch.device | str = "cpu",
+) -> SourceSegment:
     """The same stage as SOURCE sees it, which needs neither damping nor α; the factors stay in their files.
 
-    Other arguments are those of `open_link`.
+    Other arguments are those of `open_inverse`.
 
     Args:
         adam: whether the training record's time is AdamW's.
@@ -68,4 +73,4 @@ def open_segment(
     time = training_time(read_manifest(manifest)["training"], adam)
     print(f"{link['point']}: time {time}")
     basis, values = stored_eigenbasis(eigenbasis, digests), stored_eigenvalues(eigenvalues, digests)
-    return Segment(basis, values, time, link["scaled"])
+    return SourceSegment(basis, values, time, link["scaled"], link["point"], device)
