@@ -11,17 +11,14 @@ from forebear.planning.budget import budget_of
 from forebear.planning.plan import split_preconditioning
 from forebear.queries.chain import apply_chain
 from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns
-from forebear.queries.open_chain import open_inverse, open_segment
+from forebear.queries.open_chain import open_inverse
 from forebear.runtime.devices import device_for
 
 params, files = snakemake.params, snakemake.input
 queries, device = read_query_columns(files.gradients, point_digests(files.last, files.queries)), device_for(params.gpus)
 # K-FAC reads no eigenvalues, so that the last list may be empty.
 parts = zip_longest(params.links, files.manifests, files.records, files.eigenbasis, files.eigenvalues)
-if params.unrolled:
-    inverses = [open_segment(*part, params.unrolled == "adam", device) for part in parts]
-else:
-    inverses = [open_inverse(*part, queries.blocks, stored=True, device=device) for part in parts]
+inverses = [open_inverse(*part, queries.blocks, params.unrolled, stored=True, device=device) for part in parts]
 
 path = snakemake.output.columns
 origin = origin_of(params, [files.gradients, *files.manifests, *files.records, *files.eigenbasis, *files.eigenvalues])

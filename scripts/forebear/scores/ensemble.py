@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from forebear.artifacts.manifests import read_manifest
 from forebear.data.sequences import Example
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.fit import fit_covariances, fit_eigenvalues
@@ -67,8 +68,8 @@ def open_chain(
     """
     stages = []
     for manifest, link, part in zip(manifests, links, records, strict=True):
-        point = open_point(manifest, part, **loading)
-        stages.append(ChainStage(point.model, point.examples, Damping(**link["damping"]), pull_of(link, manifest)))
+        point, pull = open_point(manifest, part, **loading), pull_of(link, read_manifest(manifest))
+        stages.append(ChainStage(point.model, point.examples, Damping(**link["damping"]), pull))
     last = open_point(manifests[-1], queries, **loading, end=False)
     return Chain(stages, last.examples, last.blocks)
 
