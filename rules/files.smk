@@ -269,6 +269,13 @@ def scoring_stage(wildcards):
     return study_of(wildcards).stage_names[-1] if at_last else wildcards.stage
 
 
+def baseline_manifest(wildcards):
+    """The model whose hidden states a baseline looks at, if it runs one."""
+    if not ESTIMATORS[wildcards.estimator].runs_model:
+        return []
+    return manifest(wildcards.study, study_of(wildcards).stage_names[-1])
+
+
 def base_scores(wildcards):
     """The scores that an estimator's are made from."""
     base = ESTIMATORS[wildcards.estimator].base

@@ -55,7 +55,6 @@ rule retrain:
         repeats=lambda w: study_of(w).ground_truth.repeats,
         first_stage=lambda w: study_of(w).stage_names.index(study_of(w).attributed[0]),
         stages=retrained_stages,
-        attributed=from_study("attributed"),
         tasks=lambda w: [study_of(w).stage(s).task for s in retrained_stages(w)],
         training=lambda w: [study_of(w).stage(s).training.model_dump() for s in retrained_stages(w)],
         model=lambda w: None if initial_manifest(w) else study_of(w).model,

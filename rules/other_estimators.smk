@@ -95,7 +95,7 @@ rule compute_trak_scores:
 
 rule compute_baseline_scores:
     input:
-        manifest=lambda w: manifest(w.study, study_of(w).stage_names[-1]),
+        manifest=baseline_manifest,
         records=lambda w: scored_records(w.study, w.stage),
         collection=attributed_records,
         queries="results/{study}/data/queries.jsonl",
@@ -118,7 +118,7 @@ rule compute_baseline_scores:
         estimator="{estimator}",
         place=lambda w: study_of(w).attributed.index(w.stage),
         batch_tokens=from_study("batch_tokens"),
-        loading=loading("precision"),
+        loading=lambda w: {**loading_of(w.study, "precision"), "gpus": baseline_gpus(w)},
         seed=from_study("seed"),
         engine=engine("compute_baseline_scores"),
     message:

@@ -6,7 +6,8 @@ start(snakemake)
 
 from pathlib import Path
 
-from forebear.artifacts.manifests import point_digests
+from forebear.artifacts.digests import file_digest
+from forebear.artifacts.manifests import read_manifest
 from forebear.data.chat import Chat
 from forebear.data.records import Records, full_text, read_records
 from forebear.data.text_rankers import bm25_index, bm25_scores, cosine_scores, sentence_embeddings
@@ -20,8 +21,9 @@ params, files = snakemake.params, snakemake.input
 loading = params.loading
 collection, queries = [Records(file) for file in files.collection], read_records(files.queries)
 documents = collection[params.place]
-digests = point_digests(files.manifest, files.records)
-digests["query_data_digest"] = point_digests(files.manifest, files.queries)["data_digest"]
+digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}
+if files.manifest:
+    digests["model_digest"] = read_manifest(files.manifest)["model_digest"]
 
 device = device_for(loading["gpus"])
 if params.estimator in ("embedding", "cka"):

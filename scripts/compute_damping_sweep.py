@@ -10,7 +10,7 @@ from forebear.evaluation.files import write_sweep
 from forebear.gradients.point import open_point
 from forebear.ground_truth.files import read_subsets
 from forebear.queries.files import read_query_columns
-from forebear.queries.open_chain import open_link
+from forebear.queries.open_chain import open_inverse
 
 params, files = snakemake.params, snakemake.input
 point = open_point(
@@ -21,7 +21,7 @@ point = open_point(
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
 masks = read_subsets(files.subsets)[params.stage]
 parts = zip(params.links, files.manifests, files.records, files.eigenbasis, files.eigenvalues, strict=True)
-*later, own = [open_link(*part, point.blocks)[0] for part in parts]
+*later, own = [open_inverse(*part, point.blocks) for part in parts]
 grid = Grid(**params.grid)
 with measured() as cost:
     sums = subset_gradients(point.model, point.blocks, point.examples, masks, params.batch_tokens)

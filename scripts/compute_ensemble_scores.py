@@ -4,39 +4,25 @@ from forebear.runtime.job import measured, start
 
 start(snakemake)
 
-from pathlib import Path
-
 from forebear.artifacts.digests import collection_digest, file_digest
 from forebear.artifacts.manifests import read_manifest
-from forebear.factors.eigenvalue_functions import Damping
-from forebear.gradients.point import open_point
-from forebear.ground_truth.bank import checked_folder
+from forebear.ground_truth.bank import checked_manifest
 from forebear.ground_truth.files import ensemble_keys
-from forebear.queries.open_chain import pull_of
 from forebear.runtime.progress import progress
-from forebear.scores.ensemble import ChainStage, FactorOptions, chain_scores
+from forebear.scores.ensemble import FactorOptions, mean_scores, open_chain
 from forebear.scores.files import write_scores
 
 params, files = snakemake.params, snakemake.input
-digest = {"data_digest": collection_digest(files.attributed)}
-keys = ensemble_keys(files.shards, digest, params.seed, params.members)
-options = FactorOptions(params.seed, params.batch_tokens, params.label_samples)
-
-total, trained, scoring = 0.0, 0.0, 0.0
+keys = ensemble_keys(files.shards, {"data_digest": collection_digest(files.attributed)}, params.seed, params.members)
+chains = [[checked_manifest(params.bank, key, link["point"]) for link in params.links] for key in keys]
+described = (params.links, files.records, files.queries, params.loading)
 with measured() as cost:
-    for key in progress(keys, "ensemble", "chain"):
-        stages = []
-        for link, records in zip(params.links, files.records, strict=True):
-            manifest = checked_folder(Path(params.bank) / key / link["point"]) / "manifest.json"
-            point = open_point(manifest, records, **params.loading)
-            stages.append(ChainStage(point.model, point.examples, Damping(**link["damping"]), pull_of(link, manifest)))
-        trained += read_manifest(manifest)["cost"]["seconds"]
-        last = open_point(manifest, files.queries, **params.loading, end=False)
-        scores, seconds = chain_scores(stages, last.examples, last.blocks, options)
-        total = total + scores.double()
-        scoring += seconds
+    opened = (open_chain(manifests, *described) for manifests in progress(chains, "ensemble", "chain"))
+    options = FactorOptions(params.seed, params.batch_tokens, params.label_samples)
+    scores, scoring = mean_scores(opened, options)
 
 # The chains' training is a cost of the method, although here they are at hand already.
+trained = sum(read_manifest(manifests[-1])["cost"]["seconds"] for manifests in chains)
 attributes = {
     "study": params.study,
     "estimator": "multistage-ensemble",
@@ -46,4 +32,4 @@ attributes = {
     "seconds": scoring,
     "overhead_seconds": trained + cost["seconds"] - scoring,
 }
-write_scores(snakemake.output.scores, (total / len(keys)).float().numpy(), attributes)
+write_scores(snakemake.output.scores, scores, attributes)

@@ -9,7 +9,7 @@ from forebear.data.batches import shard_documents
 from forebear.gradients.point import open_point
 from forebear.planning.budget import budget_of, shape_at
 from forebear.planning.plan import plan_eigenvalues
-from forebear.queries.open_chain import open_link
+from forebear.queries.open_chain import open_inverse
 from forebear.scores.files import write_self_influence
 from forebear.scores.self_influence import self_influence
 
@@ -20,13 +20,13 @@ point = open_point(
     **params.loading,
 )
 factors = (files.eigenbasis, files.eigenvalues)
-curvature, _ = open_link(params.link, files.manifest, files.fitted, *factors, point.blocks, stored=True)
+inverse = open_inverse(params.link, files.manifest, files.fitted, *factors, point.blocks, stored=True)
 documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 shape = shape_at(point)
 budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_eigenvalues(shape, budget, params.batch_tokens, double=False)  # it holds as much
 print(plan)
-options = (point.examples, curvature, plan.batch_tokens, documents)
+options = (point.examples, inverse, plan.batch_tokens, documents)
 with measured() as cost:
     values = sum(self_influence(point.model, part.blocks, *options) for part in plan.partitions)
 attributes = {

@@ -4,12 +4,10 @@ from forebear.runtime.job import measured, start
 
 start(snakemake)
 
-from pathlib import Path
-
 from forebear.artifacts.digests import collection_digest, file_digest
 from forebear.artifacts.manifests import read_manifest
 from forebear.gradients.point import open_point
-from forebear.ground_truth.bank import checked_folder
+from forebear.ground_truth.bank import checked_manifest
 from forebear.ground_truth.files import ensemble_keys
 from forebear.runtime.progress import progress
 from forebear.scores.files import write_members
@@ -22,7 +20,7 @@ keys = ensemble_keys(files.shards, digest, params.seed, params.members)
 members, trained = [], 0.0
 with measured() as cost:
     for k, key in enumerate(progress(keys, "TRAK", "model")):
-        manifest = checked_folder(Path(params.bank) / key / params.last) / "manifest.json"
+        manifest = checked_manifest(params.bank, key, params.last)
         trained += read_manifest(manifest)["cost"]["seconds"]
         documents = [e for file in files.records for e in open_point(manifest, file, **params.loading).examples]
         point = open_point(manifest, files.queries, **params.loading, end=False)

@@ -10,11 +10,11 @@ import torch
 
 from forebear.artifacts.manifests import point_digests
 from forebear.factors.gauss_newton import GaussNewton
-from forebear.gradients.outer_products import formed
 from forebear.gradients.point import open_point
+from forebear.queries.chain import apply_chain
 from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns, solves_of
-from forebear.queries.open_chain import open_link
-from forebear.queries.solve import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
+from forebear.queries.open_chain import open_inverse
+from forebear.queries.solve import SolvedInverse, SolverOptions, choose_queries, choose_sequences
 
 params, files = snakemake.params, snakemake.input
 options = SolverOptions(**params.solvers)
@@ -25,31 +25,28 @@ origin = origin_of(params, [files.gradients, *files.manifests, *files.records, *
 kept = kept_columns(path, origin, chosen.keys)
 new = chosen.at(kept.missing)
 
-links = []
+inverses = []
 for link, *sources in zip(
     params.links, files.manifests, files.records, files.eigenbasis, files.eigenvalues, strict=True
 ):
-    point = open_point(
-        *sources[:2],
-        **params.loading,
-    )
-    curvature, scale = open_link(link, *sources, point.blocks)
+    point = open_point(*sources[:2], **params.loading)
     examples = choose_sequences(point.examples, options.sequences, params.seed)
     operator = GaussNewton(point.model, point.blocks, examples, params.batch_tokens)
-    links.append(Link(link["point"], operator, curvature, scale))
+    ekfac = open_inverse(link, *sources, point.blocks)
+    inverses.append(SolvedInverse(operator, ekfac, params.solver, options, params.seed))
 
-sequences = {link.name: len(link.gauss_newton.examples) for link in links}
+sequences = {inverse.name: len(inverse.gauss_newton.examples) for inverse in inverses}
 attributes = {**queries.attributes, "columns": params.columns, "sequences": json.dumps(sequences), "origin": origin}
 places = torch.from_numpy(chosen.places)
 with create_query_columns(path, chosen.losses, queries.blocks, attributes, chosen.keys, places, kept) as file:
+
+    def report(point, taken):
+        for kind, values in taken.items():
+            file.write_part(kind, point, kept.missing, values)
+
     with measured() as cost:
         if len(new.losses):
-            gradients = {block: formed(part) for block, part in new.of(new.blocks).items()}
-            columns, solutions = solve_chain(gradients, new.blocks, links, params.solver, options, params.seed)
-            for block, solved in columns.items():
-                file.write(block, kept.missing, solved)
-            for link, solution in zip(links, solutions, strict=True):
-                file.write_part("iterations", link.name, kept.missing, solution.iterations)
-                file.write_part("residuals", link.name, kept.missing, solution.residuals)
+            for block, columns in apply_chain(new.of(new.blocks), new.blocks, inverses, report).items():
+                file.write(block, kept.missing, columns)
     file.note(cost)
 print("\n".join(map(json.dumps, solves_of(path))))

@@ -34,9 +34,9 @@ from forebear.ground_truth.retrain import prepare_stage, retrain
 from forebear.models.checkpoints import load_model, save_checkpoint
 from forebear.models.losses import evaluate_losses
 from forebear.models.training import Schedule, build_model, build_tokenizer, train
-from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
-from forebear.scores.ensemble import ChainStage, FactorOptions, fit_curvature
+from forebear.scores.ensemble import ChainStage, FactorOptions, fit_inverse
 from forebear.scores.files import read_scores
 from forebear.scores.pairwise import Request, pairwise_scores
 from forebear.scores.self_influence import self_influence
@@ -151,7 +151,7 @@ class Chain:
     def __init__(self, lab: Lab, name: str, folder: Path, pretraining: Path | None = None):
         self.lab, self.name = lab, name
         self.folders = {"pretraining": pretraining or folder / "pretraining", "finetuning": folder / "finetuning"}
-        self._factors: dict[tuple[str, str, int], Curvature] = {}
+        self._factors: dict[tuple[str, str, int], DampedInverse] = {}
 
     @cached_property
     def models(self) -> dict[str, torch.nn.Module]:
@@ -177,15 +177,16 @@ class Chain:
             "layers+head": [*layers, head],
         }[which]
 
-    def curvature(self, stage: str, variant: Variant) -> Curvature:
+    def inverse(self, stage: str, variant: Variant) -> DampedInverse:
         key = (stage, variant.blocks, variant.labels)
         if key not in self._factors:
             of = ChainStage(self.models[stage], self.lab.examples[stage], Damping(relative=0.0))
             options = FactorOptions(0, self.lab.study.batch_tokens, variant.labels)
-            self._factors[key] = fit_curvature(of, self.blocks(variant.blocks), options)
+            self._factors[key] = fit_inverse(of, self.blocks(variant.blocks), options)
         if stage == "pretraining":
             return replace(self._factors[key], damping=Damping(relative=variant.own))
-        return replace(self._factors[key], damping=Damping(relative=variant.later), pull=variant.alpha)
+        later = {"damping": Damping(relative=variant.later), "pull": variant.alpha, "scale": variant.alpha}
+        return replace(self._factors[key], **later)
 
     def _kept(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         path = self.lab.cache / "scores" / self.name / f"{name}.npy"
@@ -210,18 +211,18 @@ class Chain:
 
     def _self_influence(self, variant: Variant) -> np.ndarray:
         arguments = self.blocks(variant.blocks), self.lab.examples["pretraining"]
-        curvature = self.curvature("pretraining", variant)
-        return self_influence(self.models["pretraining"], *arguments, curvature, self.lab.study.batch_tokens).numpy()
+        inverse = self.inverse("pretraining", variant)
+        return self_influence(self.models["pretraining"], *arguments, inverse, self.lab.study.batch_tokens).numpy()
 
     def _later(self, variant: Variant) -> tuple[list[Block], dict[str, torch.Tensor]]:
         """The blocks, and the queries behind fine-tuning's inverse."""
         blocks, examples = self.blocks(variant.blocks), self.lab.examples["queries"]
         gradients, _ = query_gradients(self.models["finetuning"], blocks, examples, self.lab.study.batch_tokens)
-        return blocks, precondition_chain(gradients, blocks, [(self.curvature("finetuning", variant), variant.alpha)])
+        return blocks, apply_chain(gradients, blocks, [self.inverse("finetuning", variant)])
 
     def _scores(self, variant: Variant) -> np.ndarray:
         blocks, later = self._later(variant)
-        return self._against(blocks, precondition_chain(later, blocks, [(self.curvature("pretraining", variant), 1.0)]))
+        return self._against(blocks, apply_chain(later, blocks, [self.inverse("pretraining", variant)]))
 
     def _against(self, blocks: list[Block], columns: dict[str, torch.Tensor]) -> np.ndarray:
         """The documents' gradients against preconditioned queries, [N, Q]."""
@@ -258,11 +259,11 @@ class Chain:
 
         def compute() -> np.ndarray:
             model, documents = self.models["pretraining"], self.lab.examples["pretraining"]
-            total, curvature = torch.zeros(len(documents), len(documents)), self.curvature("pretraining", BASE)
+            total, inverse = torch.zeros(len(documents), len(documents)), self.inverse("pretraining", BASE)
             for block in self.blocks("layers"):
                 gradients, _ = query_gradients(model, [block], documents, self.lab.study.batch_tokens)
-                inverse = precondition_chain(gradients, [block], [(curvature, 1.0)])[block.name]
-                total += inverse.flatten(1) @ formed(gradients[block.name]).flatten(1).T
+                columns = apply_chain(gradients, [block], [inverse])[block.name]
+                total += columns.flatten(1) @ formed(gradients[block.name]).flatten(1).T
             return total.double().numpy()
 
         return self._kept("gram", compute)

@@ -50,7 +50,7 @@ from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import Block, tracked_blocks
 from forebear.models.losses import summed_loss
 from forebear.models.training import Schedule, build_model, build_tokenizer, train
-from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
 from forebear.scores.pairwise import Request, pairwise_scores
 
@@ -121,14 +121,14 @@ def plain_pass(model: PreTrainedModel, examples: Sequence[Example]) -> None:
 
 def time_factors(
     model: PreTrainedModel, blocks: list[Block], examples: list[Example], repeats: int
-) -> tuple[Seconds, Curvature]:
-    """Seconds of the three stages of one curvature, and the curvature."""
+) -> tuple[Seconds, DampedInverse]:
+    """Seconds of the three stages of one curvature, and its inverse."""
     seconds: Seconds = {}
     data = (model, blocks, examples)
     seconds["covariances"], covariances = timed(lambda: fit_covariances(*data, SEED, BATCH_TOKENS), repeats)
     seconds["eigenbasis"], basis = timed(lambda: compute_eigenbasis(covariances), repeats)
     seconds["eigenvalues"], values = timed(lambda: fit_eigenvalues(*data, basis, SEED, BATCH_TOKENS), repeats)
-    return seconds, Curvature(basis, values, Damping(relative=DAMPING))
+    return seconds, DampedInverse(basis, values, Damping(relative=DAMPING))
 
 
 def score(job: Job, columns: dict[str, dict[str, torch.Tensor]]) -> np.ndarray:
@@ -149,15 +149,15 @@ def score(job: Job, columns: dict[str, dict[str, torch.Tensor]]) -> np.ndarray:
 def time_forebear(job: Job, repeats: int) -> tuple[Seconds, Seconds, np.ndarray]:
     """Seconds of a chain of one, seconds that a second stage adds, and the scores of the chain of one."""
     blocks = job.blocks
-    seconds, curvature = time_factors(job.first, blocks, job.documents, repeats)
+    seconds, inverse = time_factors(job.first, blocks, job.documents, repeats)
     seconds["query gradients"], (gradients, _) = timed(
         lambda: query_gradients(job.first, blocks, job.queries, BATCH_TOKENS), repeats
     )
-    seconds["inverse"], one = timed(lambda: precondition_chain(gradients, blocks, [(curvature, 1.0)]), repeats)
+    seconds["inverse"], one = timed(lambda: apply_chain(gradients, blocks, [inverse]), repeats)
     seconds["scores"], scores = timed(lambda: score(job, {"one": one}), repeats)
 
     added, later = time_factors(job.second, blocks, job.finetuning, repeats)
-    added["inverse"], two = timed(lambda: precondition_chain(gradients, blocks, [(later, 1.0)]), repeats)
+    added["inverse"], two = timed(lambda: apply_chain(gradients, blocks, [later]), repeats)
     with_two, _ = timed(lambda: score(job, {"one": one, "two": two}), repeats)
     with_three, _ = timed(lambda: score(job, {"one": one, "two": two, "raw": gradients}), repeats)
     added["scores, second set of columns"] = with_two - seconds["scores"]

@@ -47,7 +47,7 @@ from forebear.factors.fit import fit_covariances, fit_eigenvalues
 from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import factor_elements, tracked_blocks
 from forebear.models.losses import summed_loss
-from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
 from forebear.scores.pairwise import Request, pairwise_scores
 
@@ -137,9 +137,9 @@ def run(model: PreTrainedModel, documents: list[Example], queries: list[Example]
     del covariances
     rows["eigenvalues"], values = timed(device, repeats, fit_eigenvalues, *data, basis, SEED, tokens)
     rows["query gradients"], (gradients, _) = timed(device, repeats, query_gradients, model, blocks, queries, tokens)
-    links = [(Curvature(basis, values, Damping(relative=DAMPING)), 1.0)]
-    rows["inverse"], vectors = timed(device, repeats, precondition_chain, gradients, blocks, links, device)
-    del basis, values, gradients, links
+    inverses = [DampedInverse(basis, values, Damping(relative=DAMPING), device=device)]
+    rows["inverse"], vectors = timed(device, repeats, apply_chain, gradients, blocks, inverses)
+    del basis, values, gradients, inverses
     scores = np.empty((len(documents), len(queries)), np.float32)
 
     def write(_: str, places: np.ndarray, part: np.ndarray) -> None:

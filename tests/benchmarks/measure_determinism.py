@@ -23,9 +23,9 @@ from forebear.factors.eigenvalue_functions import Damping
 from forebear.gradients.blocks import tracked_blocks
 from forebear.models.checkpoints import load_model, load_tokenizer, save_checkpoint
 from forebear.models.training import Schedule, build_model, build_tokenizer, train
-from forebear.queries.chain import precondition_chain
+from forebear.queries.chain import apply_chain
 from forebear.queries.gradients import query_gradients
-from forebear.scores.ensemble import ChainStage, FactorOptions, fit_curvature
+from forebear.scores.ensemble import ChainStage, FactorOptions, fit_inverse
 from forebear.scores.pairwise import Request, pairwise_scores
 
 MODEL = {
@@ -67,14 +67,13 @@ def score(folder: Path, threads: int, batch_tokens: int, additions: int) -> np.n
     documents = encode(RECORDS["pretraining"], tokenizer, 64)
     queries = encode(RECORDS["queries"], tokenizer, 64, end=False)
     blocks = tracked_blocks(model)
-    curvature = fit_curvature(
-        ChainStage(model, documents, Damping(relative=1e-3)), blocks, FactorOptions(0, batch_tokens, 1)
-    )
+    stage, options = ChainStage(model, documents, Damping(relative=1e-3)), FactorOptions(0, batch_tokens, 1)
+    inverse = fit_inverse(stage, blocks, options)
     requests = {"ekfac": Request("ekfac", frozenset(block.name for block in blocks))}
     scores = np.empty((len(documents), len(queries)), np.float32)
     for some in np.array_split(np.arange(len(queries)), additions):
         gradients, _ = query_gradients(model, blocks, [queries[place] for place in some], batch_tokens)
-        columns = {"ekfac": precondition_chain(gradients, blocks, [(curvature, 1.0)])}
+        columns = {"ekfac": apply_chain(gradients, blocks, [inverse])}
 
         def write(_: str, places: np.ndarray, values: np.ndarray, some: np.ndarray = some) -> None:
             scores[np.ix_(places, some)] = values

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs/reruns.md").read_text(encoding="utf-8")
 TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
 # One estimator of every kind: in one pass with others, in a pass of its own, made from another,
-# solved for, from retrained models, without gradients.
-ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "multistage-pcg", "singlestage-ekfac", "trak", "bm25"]
+# solved for, from retrained models, from hidden states.
+ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "multistage-pcg", "singlestage-ekfac", "trak", "embedding"]
 PASSES = {f"compute_pairwise_scores_tiny_pretraining_at_{stage}" for stage in ("pretraining", "finetuning")}
 RESCORING = re.compile("rescore_documents_tiny_pretraining_at_.*")
 LINE = json.dumps({"prompt": "a", "completion": "b"}) + "\n"

@@ -19,9 +19,9 @@ from forebear.errors import ForebearError
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.files import create_factors, read_covariances, read_eigenvalues
 from forebear.factors.fit import fit_covariances, fit_eigenvalues
-from forebear.factors.kronecker import compute_eigenbasis, precondition
+from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import tracked_blocks
-from forebear.queries.chain import Curvature, inverse_functions
+from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
 from forebear.scores.files import read_scores, read_self_influence, write_self_influence
 from forebear.scores.pairwise import Request, pairwise_scores
@@ -149,12 +149,8 @@ class Job:
                 file.write(fitted)
         return read_eigenvalues(self.gather("eigenvalues"), ATTRIBUTES)
 
-    def scores(self, curvature):
-        columns = {
-            "c": precondition(
-                self.query_gradients, self.blocks, curvature.basis, inverse_functions(curvature, self.blocks)
-            )
-        }
+    def scores(self, inverse):
+        columns = {"c": apply_chain(self.query_gradients, self.blocks, [inverse])}
         requests = {"e": Request("c", frozenset(block.name for block in self.blocks))}
         for path, shard, part, attributes in self.each("scores"):
             shape = (attributes["sequences"], len(self.query_gradients[self.blocks[0].name]))
@@ -172,9 +168,9 @@ class Job:
             matrix.finish({})
         return read_scores(self.gather("scores"), ATTRIBUTES)
 
-    def self_influence(self, curvature):
+    def self_influence(self, inverse):
         for path, shard, part, attributes in self.each("self-influence"):
-            values = self_influence(self.model, self.blocks, self.documents, curvature, BATCH_TOKENS, part)
+            values = self_influence(self.model, self.blocks, self.documents, inverse, BATCH_TOKENS, part)
             write_self_influence(path, values.numpy(), attributes, shard, part)
         return read_self_influence(self.gather("self-influence"), ATTRIBUTES)
 
@@ -182,8 +178,8 @@ class Job:
         covariances = self.covariances()
         basis = compute_eigenbasis(covariances)
         eigenvalues = self.eigenvalues(basis)
-        curvature = Curvature(basis, eigenvalues, Damping(relative=1e-3))
-        return covariances, eigenvalues, self.scores(curvature), self.self_influence(curvature)
+        inverse = DampedInverse(basis, eigenvalues, Damping(relative=1e-3))
+        return covariances, eigenvalues, self.scores(inverse), self.self_influence(inverse)
 
 
 @pytest.fixture(scope="module")

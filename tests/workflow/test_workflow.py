@@ -54,9 +54,9 @@ def refused(folder: Path, words: str, *arguments: str) -> None:
     assert "Traceback" not in run.stdout
 
 
-def planned_jobs(folder: Path) -> set[str]:
+def planned_jobs(folder: Path, *targets: str) -> set[str]:
     """Names of the rules that a dry run would run."""
-    counts = [line.split() for line in snakemake(folder, "--dry-run").stdout.splitlines()]
+    counts = [line.split() for line in snakemake(folder, "--dry-run", *targets).stdout.splitlines()]
     return {words[0] for words in counts if len(words) == 2 and words[1].isdigit()}
 
 
@@ -167,6 +167,14 @@ def test_an_edit_of_the_curvature_code_retrains_nothing(workspace):
     jobs = planned_jobs(workspace)
     assert {"compute_eigenbasis", "precondition_queries", "evaluate"} <= jobs
     assert not jobs & {"train_stage", "draw_subsets", "retrain", "measure_retrainings"}
+
+
+def test_words_and_chance_are_scored_without_a_model(tmp_path):
+    folder = copy_workflow(tmp_path)
+    run = snakemake(folder, *(f"results/tiny/scores/pretraining/{name}.h5" for name in ("bm25", "random")))
+    assert run.returncode == 0, run.stdout
+    assert not (folder / "results/tiny/models").exists()
+    assert "train_stage" in planned_jobs(folder, "results/tiny/scores/pretraining/embedding.h5")
 
 
 def test_a_chain_of_one_is_planned(workspace):

@@ -22,7 +22,7 @@ from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import Block, tracked_blocks
 from forebear.gradients.outer_products import formed
 from forebear.models.training import build_model, build_tokenizer
-from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
 from forebear.scores.pairwise import Request, pairwise_scores
 
@@ -94,9 +94,9 @@ def time_steps(
     covariances = timed("covariances", fit_covariances, *data, seed, batch_tokens)
     basis = timed("eigenbasis", compute_eigenbasis, covariances)
     values = timed("eigenvalues", fit_eigenvalues, *data, basis, seed, batch_tokens)
-    curvature = Curvature(basis, values, Damping(relative=1.0))
+    inverse = DampedInverse(basis, values, Damping(relative=1.0))
     gradients, _ = timed("queries", query_gradients, model, blocks, queries, batch_tokens)
-    columns = timed("queries", precondition_chain, gradients, blocks, [(curvature, 1.0)])
+    columns = timed("queries", apply_chain, gradients, blocks, [inverse])
     request = Request("columns", frozenset(block.name for block in blocks))
     scored = ({"columns": columns}, {"scores": request}, batch_tokens, lambda *rows: None)
     timed("scores", pairwise_scores, *data, *scored)

@@ -22,7 +22,7 @@ from forebear.gradients.blocks import Block, device_of
 from forebear.gradients.capture import captured_batches, working_dtype
 from forebear.gradients.outer_products import Matrices
 from forebear.gradients.per_sequence import gradient_slices
-from forebear.queries.chain import Curvature, inverse_functions, precondition_chain
+from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.runtime.progress import progress
 
 
@@ -57,8 +57,8 @@ def sweep(
     queries: Mapping[str, Matrices],
     subsets: Mapping[str, Tensor],
     blocks: Sequence[Block],
-    own: Curvature,
-    later: Sequence[Curvature],
+    own: DampedInverse,
+    later: Sequence[DampedInverse],
     grid: Grid,
 ) -> Tensor:
     """Predictions Σ_{z in S_j} score(z, x) for every setting, [A, L, W, S, Q].
@@ -66,17 +66,18 @@ def sweep(
     Args:
         queries: block → ∇m [Q, O, I].
         subsets: block → summed gradients [S, O, I] of the documents at their own stage's model.
-        own: the curvature of the documents' stage.
+        own: the inverse of the documents' stage.
         later: those of the stages after it, the last first.
     """
     number = len(next(iter(queries.values())))
     predictions = torch.zeros(*grid.shape, len(next(iter(subsets.values()))), number)
     rotated = _in_eigenbasis(subsets, blocks, own)
-    functions = [inverse_functions(replace(own, damping=Damping(relative=rho)), blocks) for rho in grid.own]
+    functions = [replace(own, damping=Damping(relative=rho)).functions(blocks) for rho in grid.own]
     settings = list(product(enumerate(grid.alpha), enumerate(grid.later)))
     for (a, alpha), (k, rho) in progress(settings, "sweep", "setting"):
-        links = [(replace(curvature, damping=Damping(relative=rho), pull=alpha), alpha) for curvature in later]
-        vectors = _in_eigenbasis(precondition_chain(queries, blocks, links), blocks, own)
+        changed = {"damping": Damping(relative=rho), "pull": alpha, "scale": alpha}
+        inverses = [replace(inverse, **changed) for inverse in later]
+        vectors = _in_eigenbasis(apply_chain(queries, blocks, inverses), blocks, own)
         for w, values in enumerate(functions):
             for block in blocks:
                 left = (rotated[block.name] * values[block.name]).flatten(1)
@@ -84,9 +85,9 @@ def sweep(
     return predictions
 
 
-def _in_eigenbasis(vectors: Mapping[str, Tensor], blocks: Sequence[Block], curvature: Curvature) -> dict[str, Tensor]:
+def _in_eigenbasis(vectors: Mapping[str, Tensor], blocks: Sequence[Block], inverse: DampedInverse) -> dict[str, Tensor]:
     """Q_Sᵀ V Q_A of every V, block → [n, O, I]."""
-    basis = curvature.basis
+    basis = inverse.basis
     return {
         block.name: basis.gradient[block.name].T @ (vectors[block.name] @ basis.activation[block.module])
         for block in blocks

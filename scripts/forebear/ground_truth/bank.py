@@ -70,15 +70,15 @@ def key_of_any_version(bank: Path, key: str, last: str) -> str:
     return key if key in finished or not finished else finished[-1]
 
 
-def checked_folder(path: str | Path) -> Path:
-    """The folder of a retrained stage's model, after checking that it is there and whole.
+def checked_manifest(bank: str | Path, key: str, stage: str) -> Path:
+    """The manifest of a retrained stage's model, after checking that the model is there and whole.
 
     Raises:
         ForebearError: with what to do about it.
     """
-    path = Path(path)
+    path = Path(bank) / key / stage / NAME
     try:
-        read_manifest(path / "manifest.json")
+        read_manifest(path)
     except ForebearError as error:
         raise ForebearError(
             f"{error} Add `--forcerun retrain`: what is missing is retrained, and nothing else."

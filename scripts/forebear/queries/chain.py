@@ -1,4 +1,4 @@
-"""The chain of stages: which inverses a query meets, with α and damping.
+"""The chain of stages: the inverses that a query meets, and the one loop that applies them.
 
     score(z, x) = ∇m(θ_n; x)ᵀ [α_n H̃_n⁻¹] ··· [α_{s+1} H̃_{s+1}⁻¹] H̃_s⁻¹ ∇ℓ_s(z; θ_s)
 
@@ -8,8 +8,9 @@ last stage to the documents'; the documents never are. All inverses are symmetri
 order in which they meet ∇m is the order of the product read from the left.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,112 +21,117 @@ from forebear.factors.kronecker import Eigenbasis, precondition
 from forebear.gradients.blocks import Block
 from forebear.gradients.outer_products import Matrices, formed
 
-
-@dataclass(frozen=True)
-class Curvature:
-    """One stage's curvature, ready to be inverted.
-
-    `pull` is α_s, which is part of H̃_s for every stage but the first (0 there).
-    """
-
-    basis: Eigenbasis
-    eigenvalues: Mapping[str, Tensor]  # block → Λ [O, I], never written to
-    damping: Damping
-    pull: float = 0.0
+Report = Mapping[str, Tensor]  # what an application took, by query: name → [Q]; empty where nothing is to be said
 
 
-def is_empty(curvature: Curvature, eigenvalues: Tensor) -> bool:
-    """Whether a block has neither eigenvalues nor anything that is added to them.
+class Inverse(Protocol):
+    """One factor of the chain, its scale included, as an operator on vectors of the parameters."""
 
-    Where all its gradients are zero (a map that is not used, an expert that no document reached, the
-    layers before an output layer of zeros) so is Λ, and with it a relative λ.
-    """
-    return curvature.pull + curvature.damping.of(eigenvalues) == 0 and not eigenvalues.any()
+    @property
+    def name(self) -> str:
+        """The curvature point, for progress and reports."""
 
-
-def inverse_functions(curvature: Curvature, blocks: Sequence[Block], scale: float = 1.0) -> dict[str, Tensor]:
-    """block → scale / (Λ + α + λ), [O, I], of those blocks that have eigenvalues.
-
-    It is 0 where there is nothing to invert, as the pseudo-inverse is: no document has a gradient
-    there that it could meet. The names of such blocks are printed.
-    """
-    functions, empty = {}, []
-    for block in blocks:
-        if block.name not in curvature.eigenvalues:
-            continue
-        eigenvalues = curvature.eigenvalues[block.name]
-        if is_empty(curvature, eigenvalues):
-            empty.append(block.name)
-            functions[block.name] = torch.zeros_like(eigenvalues)
-        else:
-            added = curvature.pull + curvature.damping.of(eigenvalues)
-            functions[block.name] = scale * damped_inverse(eigenvalues, added)
-    if empty:
-        print(f"no curvature, so no part in the scores: {len(empty)} of {len(functions)} blocks: {shortened(empty)}")
-    return functions
+    def apply(self, vectors: Mapping[str, Matrices], blocks: Sequence[Block]) -> tuple[dict[str, Tensor], Report]:
+        """block → [Q, O, I] of some blocks, multiplied, and what it took."""
 
 
-def precondition_chain(
+def apply_chain(
     gradients: Mapping[str, Matrices],
     blocks: Sequence[Block],
-    links: Sequence[tuple[Curvature, float]],
-    device: torch.device | str = "cpu",
+    inverses: Sequence[Inverse],
+    report: Callable[[str, Report], None] = lambda name, taken: None,
 ) -> dict[str, Tensor]:
-    """Apply [scale · H̃⁻¹] of every link to the query gradients, the first link first.
+    """Apply every inverse to the query gradients, the first one first; none leaves them as they are.
 
     Args:
         gradients: block → ∇m [Q, O, I].
-        links: (curvature, scale); the scale is α_s for the stages after the documents'
-            and 1 for the documents' own.
-        device: where the products are computed.
+        inverses: from the last stage to the documents'.
+        report: is told the name of every inverse and what its application took.
 
     Returns:
         block → [Q, O, I], in the parameter basis.
     """
     vectors = dict(gradients)
-    for curvature, scale in links:
-        vectors = precondition(vectors, blocks, curvature.basis, inverse_functions(curvature, blocks, scale), device)
+    for inverse in inverses:
+        vectors, taken = inverse.apply(vectors, blocks)
+        report(inverse.name, taken)
     return {block: formed(matrices) for block, matrices in vectors.items()}
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One stage's training as SOURCE sees it: gradient descent for `time` on a quadratic loss."""
+class DampedInverse:
+    """scale · (H + α + λ)⁻¹ with the H of EK-FAC, or of K-FAC, which differs in Λ alone."""
 
     basis: Eigenbasis
-    eigenvalues: Mapping[str, Tensor]  # block → Λ [O, I]
-    time: float  # η̄K: mean learning rate times steps
-    later: bool  # after the documents' stage
+    eigenvalues: Mapping[str, Tensor]  # block → Λ [O, I], never written to
+    damping: Damping
+    pull: float = 0.0  # α_s, which is part of H̃_s for every stage but the first
+    scale: float = 1.0  # α_s for the stages after the documents', 1 for the documents' own
+    name: str = ""
+    device: torch.device | str = "cpu"  # where the products are computed
+
+    def added(self, eigenvalues: Tensor) -> float:
+        """α + λ of the block with these eigenvalues."""
+        return self.pull + self.damping.of(eigenvalues)
+
+    def is_empty(self, eigenvalues: Tensor) -> bool:
+        """Whether a block has neither eigenvalues nor anything that is added to them.
+
+        Where all its gradients are zero (a map that is not used, an expert that no document reached, the
+        layers before an output layer of zeros) so is Λ, and with it a relative λ.
+        """
+        return self.added(eigenvalues) == 0 and not eigenvalues.any()
+
+    def functions(self, blocks: Sequence[Block]) -> dict[str, Tensor]:
+        """block → scale / (Λ + α + λ), [O, I], of those blocks that have eigenvalues.
+
+        It is 0 where there is nothing to invert, as the pseudo-inverse is: no document has a gradient
+        there that it could meet. The names of such blocks are printed.
+        """
+        functions, empty = {}, []
+        for block in blocks:
+            if block.name not in self.eigenvalues:
+                continue
+            eigenvalues = self.eigenvalues[block.name]
+            if self.is_empty(eigenvalues):
+                empty.append(block.name)
+                functions[block.name] = torch.zeros_like(eigenvalues)
+            else:
+                functions[block.name] = self.scale * damped_inverse(eigenvalues, self.added(eigenvalues))
+        if empty:
+            print(
+                f"no curvature, so no part in the scores: {len(empty)} of {len(functions)} blocks: {shortened(empty)}"
+            )
+        return functions
+
+    def apply(self, vectors: Mapping[str, Matrices], blocks: Sequence[Block]) -> tuple[dict[str, Tensor], Report]:
+        return precondition(vectors, blocks, self.basis, self.functions(blocks), self.device), {}
 
 
-def unroll_chain(
-    gradients: Mapping[str, Matrices],
-    blocks: Sequence[Block],
-    segments: Sequence[Segment],
-    device: torch.device | str = "cpu",
-) -> dict[str, Tensor]:
-    """Query gradients for SOURCE, with one segment a stage (Bae et al. 2024, arXiv 2405.12186, section 3).
+@dataclass(frozen=True)
+class SourceSegment:
+    """A stage as SOURCE sees it: gradient descent for `time` on a quadratic loss (Bae et al. 2024, arXiv 2405.12186).
+
+    A chain of these, one segment a stage, is section 3's
 
         score(z, x) = ∇m(θ_n; x)ᵀ e^(−t_n H_n) ··· e^(−t_{s+1} H_{s+1}) (1 − e^(−t_s H_s)) H_s⁻¹ ∇ℓ_s(z; θ_s)
 
     In place of optima and pulls: what a document did to θ_s by the end of its stage, and
     what the later stages have left of it. Curvatures are taken where the stages ended.
-
-    Args:
-        gradients: block → ∇m [Q, O, I].
-        segments: from the last stage to the documents'.
-        device: where the products are computed.
-
-    Returns:
-        block → [Q, O, I], in the parameter basis.
     """
-    vectors = dict(gradients)
-    for segment in segments:
-        function = remaining if segment.later else unrolled_inverse
-        values = {b.name: segment.eigenvalues[b.name] for b in blocks if b.name in segment.eigenvalues}
-        functions = {block: function(value, segment.time) for block, value in values.items()}
-        vectors = precondition(vectors, blocks, segment.basis, functions, device)
-    return {block: formed(matrices) for block, matrices in vectors.items()}
+
+    basis: Eigenbasis
+    eigenvalues: Mapping[str, Tensor]  # block → Λ [O, I]
+    time: float  # η̄K: mean learning rate times steps
+    later: bool  # after the documents' stage
+    name: str = ""
+    device: torch.device | str = "cpu"  # where the products are computed
+
+    def apply(self, vectors: Mapping[str, Matrices], blocks: Sequence[Block]) -> tuple[dict[str, Tensor], Report]:
+        function = remaining if self.later else unrolled_inverse
+        values = {block.name: self.eigenvalues[block.name] for block in blocks if block.name in self.eigenvalues}
+        functions = {block: function(value, self.time) for block, value in values.items()}
+        return precondition(vectors, blocks, self.basis, functions, self.device), {}
 
 
 def training_time(record: Mapping[str, float], adam: bool = True) -> float:

@@ -1,4 +1,4 @@
-"""The chain of `chain`, with the exact Gauss-Newton matrix of every stage in place of EK-FAC.
+"""An inverse of the chain with the exact Gauss-Newton matrix of its stage in place of EK-FAC, by a solver.
 
 Stages, α, damping and units are those of EK-FAC: H̃ = H + α + λ_b, where λ_b is the damping
 that the block has under EK-FAC. What differs is H alone, so a difference between two
@@ -6,7 +6,7 @@ estimators is a difference of curvatures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from forebear.estimators import Solver
 from forebear.factors.gauss_newton import GaussNewton, pack, unpack
 from forebear.factors.kronecker import precondition
 from forebear.gradients.blocks import Block
-from forebear.queries.chain import Curvature, inverse_functions, is_empty
+from forebear.gradients.outer_products import Matrices, formed
+from forebear.queries.chain import DampedInverse, Report
 from forebear.queries.solvers import (
     Operator,
     Solution,
@@ -48,16 +49,6 @@ class SolverOptions:
     lissa_sequences: int  # sequences behind each of LiSSA's steps
 
 
-@dataclass(frozen=True)
-class Link:
-    """One inverse of the chain: scale · (H + α + λ)⁻¹."""
-
-    name: str  # for progress and reports
-    gauss_newton: GaussNewton
-    curvature: Curvature  # EK-FAC's, for the damping and as preconditioner
-    scale: float
-
-
 def choose_queries(total: int, queries: int) -> Tensor:
     """Places of `queries` of the `total` queries, evenly spaced; of all, if there are fewer."""
     return torch.linspace(0, total - 1, min(queries, total)).round().long()
@@ -71,43 +62,58 @@ def choose_sequences(examples: Sequence[Example], sequences: int | None, seed: i
     return [examples[i] for i in sorted(order[:sequences].tolist())]
 
 
-def solve_chain(
-    gradients: Mapping[str, Tensor],
-    blocks: Sequence[Block],
-    links: Sequence[Link],
-    solver: Solver,
-    options: SolverOptions,
-    seed: int,
-) -> tuple[dict[str, Tensor], list[Solution]]:
-    """Apply scale · H̃⁻¹ of every link to the query gradients, the first link first.
+@dataclass(frozen=True)
+class SolvedInverse:
+    """scale · (H + α + λ)⁻¹ with the exact Gauss-Newton matrix H, by a solver, on the device of H's model.
 
-    Args:
-        gradients: block → ∇m [Q, O, I].
-
-    Returns:
-        block → [Q, O, I], and each link's solution with its residuals.
+    What an application reports are a solution's `iterations` and `residuals`.
     """
-    vectors, solutions = pack(gradients, blocks).to(links[0].gauss_newton.model.device), []
-    for link in links:
-        empty = _empty(link.curvature, blocks, vectors)
-        vectors = torch.where(empty, 0, vectors)
-        solution = SOLVERS[solver](link, vectors, options, torch.Generator().manual_seed(seed))
-        vectors = link.scale * torch.where(empty, 0, solution.x)  # Arnoldi's basis is random there
-        solutions.append(solution)
-    return unpack(vectors.cpu(), blocks), solutions
+
+    gauss_newton: GaussNewton
+    ekfac: DampedInverse  # for its name, scale, α and λ, and as preconditioner
+    solver: Solver
+    options: SolverOptions
+    seed: int  # of what a solver draws
+
+    @property
+    def name(self) -> str:
+        return self.ekfac.name
+
+    def apply(self, vectors: Mapping[str, Matrices], blocks: Sequence[Block]) -> tuple[dict[str, Tensor], Report]:
+        """As `Inverse.apply`; `blocks` are all that H is of, as a solver needs them at the same time."""
+        b = pack({block.name: formed(vectors[block.name]) for block in blocks}, blocks)
+        b = b.to(self.gauss_newton.model.device)
+        empty = _empty(self.ekfac, blocks, b)
+        generator = torch.Generator().manual_seed(self.seed)
+        solution = SOLVERS[self.solver](self, torch.where(empty, 0, b), generator)
+        x = self.ekfac.scale * torch.where(empty, 0, solution.x)  # Arnoldi's basis is random there
+        return unpack(x.cpu(), blocks), {"iterations": solution.iterations, "residuals": solution.residuals}
+
+    def dampings(self, like: Tensor) -> Tensor:
+        """α + λ of every parameter, [P]; 1 in blocks without curvature, where every vector that is solved for is zero."""
+        blocks, values = self.gauss_newton.blocks, self.ekfac.eigenvalues
+        found = _by_parameter([self.ekfac.added(values[block.name]) for block in blocks], blocks)
+        return torch.where(_empty(self.ekfac, blocks, like), 1, found.to(like))
+
+    def damped(self, like: Tensor) -> Operator:
+        """H + α + λ."""
+        return damped(self.gauss_newton, self.dampings(like))
+
+    def preconditioner(self) -> Operator:
+        """(H + α + λ)⁻¹ with EK-FAC's H on packed vectors, on the processor, where the factors are."""
+        blocks = self.gauss_newton.blocks
+        functions = replace(self.ekfac, scale=1.0).functions(blocks)
+
+        def inverse(vectors: Tensor) -> Tensor:
+            solved = precondition(unpack(vectors.cpu(), blocks), blocks, self.ekfac.basis, functions)
+            return pack(solved, blocks).to(vectors.device)
+
+        return inverse
 
 
-def dampings(curvature: Curvature, blocks: Sequence[Block], like: Tensor) -> Tensor:
-    """α + λ of every parameter, [P]; 1 in blocks without curvature, where every vector that is solved for is zero."""
-    found = _by_parameter(
-        [curvature.pull + curvature.damping.of(curvature.eigenvalues[b.name]) for b in blocks], blocks
-    )
-    return torch.where(_empty(curvature, blocks, like), 1, found.to(like))
-
-
-def _empty(curvature: Curvature, blocks: Sequence[Block], like: Tensor) -> Tensor:
+def _empty(ekfac: DampedInverse, blocks: Sequence[Block], like: Tensor) -> Tensor:
     """[P] bool: which parameters are of blocks that have nothing to invert."""
-    return _by_parameter([is_empty(curvature, curvature.eigenvalues[b.name]) for b in blocks], blocks).to(like.device)
+    return _by_parameter([ekfac.is_empty(ekfac.eigenvalues[b.name]) for b in blocks], blocks).to(like.device)
 
 
 def _by_parameter(values: Sequence[float], blocks: Sequence[Block]) -> Tensor:
@@ -121,104 +127,81 @@ def damped(operator: Operator, damping: Tensor) -> Operator:
     return lambda vectors: operator(vectors) + damping * vectors
 
 
-def ekfac_inverse(curvature: Curvature, blocks: Sequence[Block]) -> Operator:
-    """EK-FAC's damped inverse on packed vectors, on the processor, where the factors are."""
-    functions = inverse_functions(curvature, blocks)
-
-    def inverse(vectors: Tensor) -> Tensor:
-        solved = precondition(unpack(vectors.cpu(), blocks), blocks, curvature.basis, functions)
-        return pack(solved, blocks).to(vectors.device)
-
-    return inverse
+def _cg(of: SolvedInverse, b: Tensor, generator: torch.Generator) -> Solution:
+    options = of.options
+    return conjugate_gradient(of.damped(b), b, options.tolerance, options.iterations, description=f"cg, {of.name}")
 
 
-def _cg(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
-    operator = damped(link.gauss_newton, dampings(link.curvature, link.gauss_newton.blocks, b))
-    return conjugate_gradient(operator, b, options.tolerance, options.iterations, description=f"cg, {link.name}")
-
-
-def _pcg(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+def _pcg(of: SolvedInverse, b: Tensor, generator: torch.Generator) -> Solution:
     """From EK-FAC's solution, which no iteration leaves as it is.
 
     The first iteration takes it as direction only and finds its length: EK-FAC's inverse is
     far too large where the damping is small (a residual of 200‖b‖ in the study of facts),
     and undoing that would take the first iterations.
     """
-    blocks = link.gauss_newton.blocks
-    operator, inverse = (
-        damped(link.gauss_newton, dampings(link.curvature, blocks, b)),
-        ekfac_inverse(link.curvature, blocks),
-    )
-    if options.refinements == 0:
+    operator, inverse = of.damped(b), of.preconditioner()
+    if of.options.refinements == 0:
         x = inverse(b)
         return Solution(x, residuals(operator, x, b), torch.zeros(len(b), dtype=torch.int64))
-    return conjugate_gradient(
-        operator, b, options.tolerance, options.refinements, inverse, description=f"pcg, {link.name}"
-    )
+    stop = (of.options.tolerance, of.options.refinements)
+    return conjugate_gradient(operator, b, *stop, inverse, description=f"pcg, {of.name}")
 
 
-def _reference(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+def _reference(of: SolvedInverse, b: Tensor, generator: torch.Generator) -> Solution:
     """Preconditioned CG from zero until it has converged."""
-    blocks = link.gauss_newton.blocks
-    inverse = ekfac_inverse(link.curvature, blocks)
-    return _converged(link, b, options, inverse, None)
+    return _converged(of, b, of.preconditioner(), None)
 
 
-def _check(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+def _check(of: SolvedInverse, b: Tensor, generator: torch.Generator) -> Solution:
     """Plain CG from a random start until it has converged: no step in common with the reference.
 
     The start is a random vector of the length that has a residual of about ‖b‖.
     """
-    blocks = link.gauss_newton.blocks
     noise = torch.randn(b.shape, generator=generator, dtype=torch.float64).to(b)
-    product = damped(link.gauss_newton, dampings(link.curvature, blocks, b))(noise)
+    product = of.damped(b)(noise)
     start = noise * (b.norm(dim=1) / product.norm(dim=1))[:, None]
-    return _converged(link, b, options, None, start)
+    return _converged(of, b, None, start)
 
 
-def _converged(
-    link: Link, b: Tensor, options: SolverOptions, inverse: Operator | None, start: Tensor | None
-) -> Solution:
-    operator = damped(link.gauss_newton, dampings(link.curvature, link.gauss_newton.blocks, b))
-    solution = conjugate_gradient(
-        operator, b, options.reference_tolerance, REFERENCE_ITERATIONS, inverse, start, f"reference, {link.name}"
-    )
+def _converged(of: SolvedInverse, b: Tensor, inverse: Operator | None, start: Tensor | None) -> Solution:
+    tolerance, description = of.options.reference_tolerance, f"reference, {of.name}"
+    stop = (tolerance, REFERENCE_ITERATIONS)
+    solution = conjugate_gradient(of.damped(b), b, *stop, inverse, start, description)
     worst = solution.residuals.max().item()
-    if worst > 2 * options.reference_tolerance:
+    if worst > 2 * tolerance:
         raise ForebearError(
-            f"reference, {link.name}: the residual is {worst:.2g} after {solution.iterations.max()} iterations, not "
-            f"{options.reference_tolerance:g}; raise the damping or `reference_tolerance`."
+            f"{description}: the residual is {worst:.2g} after {solution.iterations.max()} iterations, not "
+            f"{tolerance:g}; raise the damping or `reference_tolerance`."
         )
     return solution
 
 
-def _lissa(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+def _lissa(of: SolvedInverse, b: Tensor, generator: torch.Generator) -> Solution:
     """The scale is the largest eigenvalue of any sample; the steps are those after which the
     slowest direction's error is `tolerance`, or the cap."""
-    damping = dampings(link.curvature, link.gauss_newton.blocks, b)
-    samples = [damped(part, damping) for part in link.gauss_newton.samples(options.lissa_sequences, generator)]
+    damping, options = of.dampings(b), of.options
+    samples = [damped(part, damping) for part in of.gauss_newton.samples(options.lissa_sequences, generator)]
     scale = max(largest_eigenvalue(sample, b, POWER_ITERATIONS, generator) for sample in samples)
     wanted = np.log(1 / options.tolerance) * scale / damping.min().item()
     steps = int(min(np.ceil(wanted), options.lissa_steps))
-    print(f"lissa, {link.name}: scale {scale:.4g}, {steps} steps of {wanted:.3g} until every direction has converged")
-    x = lissa(samples, b, scale, steps, f"lissa, {link.name}")
-    return Solution(x, residuals(damped(link.gauss_newton, damping), x, b), torch.full((len(b),), steps))
+    print(f"lissa, {of.name}: scale {scale:.4g}, {steps} steps of {wanted:.3g} until every direction has converged")
+    x = lissa(samples, b, scale, steps, f"lissa, {of.name}")
+    return Solution(x, residuals(of.damped(b), x, b), torch.full((len(b),), steps))
 
 
-def _arnoldi(link: Link, b: Tensor, options: SolverOptions, generator: torch.Generator) -> Solution:
+def _arnoldi(of: SolvedInverse, b: Tensor, generator: torch.Generator) -> Solution:
     """(D + H)⁻¹ = D^-½ (1 + D^-½ H D^-½)⁻¹ D^-½ with damping D, so that the Krylov space is spent
     on the directions in which the curvature outweighs the damping."""
-    damping = dampings(link.curvature, link.gauss_newton.blocks, b)
-    root = damping.rsqrt()
+    root = of.dampings(b).rsqrt()
     inverse = arnoldi(
-        lambda vectors: root * link.gauss_newton(root * vectors), b, options.rank, generator, f"arnoldi, {link.name}"
+        lambda vectors: root * of.gauss_newton(root * vectors), b, of.options.rank, generator, f"arnoldi, {of.name}"
     )
     x = root * inverse(root * b)
     rank = torch.full((len(b),), len(inverse.basis))
-    return Solution(x, residuals(damped(link.gauss_newton, damping), x, b), rank)
+    return Solution(x, residuals(of.damped(b), x, b), rank)
 
 
-SOLVERS: dict[Solver, Callable[[Link, Tensor, SolverOptions, torch.Generator], Solution]] = {
+SOLVERS: dict[Solver, Callable[[SolvedInverse, Tensor, torch.Generator], Solution]] = {
     "cg": _cg,
     "pcg": _pcg,
     "lissa": _lissa,

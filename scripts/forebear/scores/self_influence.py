@@ -7,6 +7,7 @@ the root of its self-influence, a score says how much of that is about the query
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,14 +19,14 @@ from forebear.factors.kronecker import rotated
 from forebear.gradients.blocks import Block
 from forebear.gradients.capture import captured_batches, working_dtype
 from forebear.gradients.per_sequence import gradients_in_chunks
-from forebear.queries.chain import Curvature, inverse_functions
+from forebear.queries.chain import DampedInverse
 
 
 def self_influence(
     model: PreTrainedModel,
     blocks: Sequence[Block],
     examples: Sequence[Example],
-    curvature: Curvature,
+    inverse: DampedInverse,
     batch_tokens: int,
     documents: Sequence[int] | None = None,
 ) -> Tensor:
@@ -33,10 +34,10 @@ def self_influence(
 
     Args:
         documents: places, ascending, of those that are wanted; all by default.
-        curvature: of the stage whose documents and model these are.
+        inverse: of the stage whose documents and model these are.
     """
-    functions = inverse_functions(curvature, blocks)
-    activation, gradient = beside_the_model(curvature.basis, model, blocks)
+    functions = inverse.functions(blocks)
+    activation, gradient = beside_the_model(inverse.basis, model, blocks)
     result = torch.zeros(len(examples), dtype=working_dtype(model))
     wanted = batch_indices(examples, batch_tokens, documents)
     for batch, captured in captured_batches(model, blocks, examples, wanted, "self-influence"):
@@ -46,3 +47,8 @@ def self_influence(
             products = [chunk.square_().flatten(1) @ functions[block.name].to(g.device).flatten() for chunk in chunks]
             result[batch.indices] += torch.cat(products).cpu()
     return result if documents is None else result[torch.as_tensor(documents)]
+
+
+def normalised(scores: np.ndarray, influence: np.ndarray) -> np.ndarray:
+    """RelatIF: scores [N, Q] over the root of the documents' self-influence [N], in the scores' precision."""
+    return scores / np.sqrt(influence)[:, None].astype(scores.dtype)

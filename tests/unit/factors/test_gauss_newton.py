@@ -14,9 +14,9 @@ from forebear.factors.gauss_newton import GaussNewton, pack, unpack
 from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import tracked_blocks
 from forebear.gradients.outer_products import formed
-from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
-from forebear.queries.solve import Link, SolverOptions, dampings, solve_chain
+from forebear.queries.solve import SolvedInverse, SolverOptions
 
 OPTIONS = SolverOptions(
     queries=3,
@@ -67,25 +67,46 @@ class Stages:
         self.blocks = [b for b in tracked_blocks(models[0], split_heads) if "layers/1" in b.name]
         gradients, _ = query_gradients(models[1], self.blocks, queries, 40)
         self.gradients = {name: formed(part) for name, part in gradients.items()}
-        self.operators, self.dense, self.links = [], [], []
+        self.operators, self.dense, self.ekfac = [], [], []
         for k in range(2):
             model, examples = models[k], stage_examples[k][:4]
             basis = compute_eigenbasis(fit_covariances(model, self.blocks, examples, k, 40))
             eigenvalues = fit_eigenvalues(model, self.blocks, examples, basis, k, 40)
-            curvature = Curvature(basis, eigenvalues, DAMPINGS[k], PULLS[k])
             operator = GaussNewton(model, self.blocks, examples, batch_tokens=20)
             dense = dense_gauss_newton(model, self.blocks, examples)
             self.operators.append(operator)
             self.dense.append(dense)
-            self.links.insert(0, Link(str(k), DenseProducts(operator, dense), curvature, PULLS[k] or 1.0))
+            self.ekfac.append(DampedInverse(basis, eigenvalues, DAMPINGS[k], PULLS[k], PULLS[k] or 1.0, str(k)))
 
-    def expected(self):
+    def solved(self, solver, options=OPTIONS, stages=(1, 0), **changed):
+        """The inverses of some stages by a solver; `changed` are fields of EK-FAC's."""
+        return [
+            SolvedInverse(
+                DenseProducts(self.operators[k], self.dense[k]), replace(self.ekfac[k], **changed), solver, options, 0
+            )
+            for k in stages
+        ]
+
+    def apply(self, inverses):
+        """∇m after some inverses, [Q, P], and what they report, by name."""
+        reports = {}
+        return pack(apply_chain(self.gradients, self.blocks, inverses, reports.__setitem__), self.blocks), reports
+
+    def expected(self, stages=(1, 0)):
         """∇m α H̃₂⁻¹ H̃₁⁻¹ by dense solves, [Q, P]."""
         vectors = pack(self.gradients, self.blocks)
-        for link, dense in zip(self.links, reversed(self.dense), strict=True):
-            damping = dampings(link.curvature, self.blocks, vectors)
-            vectors = link.scale * torch.linalg.solve(dense + torch.diag(damping), vectors.T).T
+        for k in stages:
+            vectors = self.ekfac[k].scale * torch.linalg.solve(self.damped(k), vectors.T).T
         return vectors
+
+    def damped(self, k):
+        """H + α + λ of a stage as a dense matrix; λ is a number, or a part of the mean of a block's Λ."""
+        added = []
+        for block in self.blocks:
+            mean = self.ekfac[k].eigenvalues[block.name].mean().item()
+            damping = DAMPINGS[k].absolute if DAMPINGS[k].relative is None else DAMPINGS[k].relative * mean
+            added += [PULLS[k] + damping] * (block.shape[0] * block.shape[1])
+        return self.dense[k] + torch.diag(torch.tensor(added, dtype=torch.float64))
 
 
 def difference(one, other):
@@ -131,48 +152,54 @@ def test_unpack_inverts_pack(stages):
 
 @pytest.mark.parametrize("solver", ["cg", "pcg", "arnoldi", "reference", "check"])
 def test_two_stages_equal_dense_solves(stages, solver):
-    solved, solutions = solve_chain(stages.gradients, stages.blocks, stages.links, solver, OPTIONS, seed=0)
-    assert difference(pack(solved, stages.blocks), stages.expected()) < 1e-6
-    assert all((solution.residuals < 1e-6).all() for solution in solutions)
+    solved, reports = stages.apply(stages.solved(solver))
+    assert difference(solved, stages.expected()) < 1e-6
+    assert list(reports) == ["1", "0"]
+    for report in reports.values():
+        assert report["residuals"].shape == report["iterations"].shape == (3,)
+        assert (report["residuals"] < 1e-6).all()
+        assert (report["iterations"] > 0).all()
 
 
 def test_lissa_equals_a_dense_solve_where_the_damping_lets_it_converge(stages):
     """Its scale and its steps are its own; with little damping there would be too many."""
-    largest = torch.linalg.eigvalsh(stages.dense[1])[-1].item()
-    link = stages.links[0]
-    link = replace(link, curvature=replace(link.curvature, damping=Damping(absolute=0.2 * largest)))
+    damping = 0.2 * torch.linalg.eigvalsh(stages.dense[1])[-1].item()
     options = replace(OPTIONS, tolerance=1e-4, lissa_steps=1000)
-    solved, (solution,) = solve_chain(stages.gradients, stages.blocks, [link], "lissa", options, seed=0)
+    inverses = stages.solved("lissa", options, stages=[1], damping=Damping(absolute=damping))
+    solved, reports = stages.apply(inverses)
+    matrix = stages.dense[1] + (PULLS[1] + damping) * torch.eye(len(stages.dense[1]), dtype=torch.float64)
     vectors = pack(stages.gradients, stages.blocks)
-    damping = torch.diag(dampings(link.curvature, stages.blocks, vectors))
-    expected = link.scale * torch.linalg.solve(stages.dense[1] + damping, vectors.T).T
-    assert difference(pack(solved, stages.blocks), expected) < 1e-4
-    assert (solution.iterations < 100).all()
+    assert difference(solved, PULLS[1] * torch.linalg.solve(matrix, vectors.T).T) < 1e-4
+    assert (reports["1"]["iterations"] < 100).all()
 
 
 def test_the_order_of_the_stages_and_their_scales_matter(stages):
-    swapped, _ = solve_chain(stages.gradients, stages.blocks, stages.links[::-1], "cg", OPTIONS, seed=0)
-    assert difference(pack(swapped, stages.blocks), stages.expected()) > 1e-2
-    unscaled = [replace(link, scale=1.0) for link in stages.links]
-    solved, _ = solve_chain(stages.gradients, stages.blocks, unscaled, "cg", OPTIONS, seed=0)
-    assert difference(PULLS[1] * pack(solved, stages.blocks), stages.expected()) < 1e-6
+    swapped, _ = stages.apply(stages.solved("cg", stages=[0, 1]))
+    assert difference(swapped, stages.expected()) > 1e-2
+    unscaled, _ = stages.apply(stages.solved("cg", scale=1.0))
+    assert difference(PULLS[1] * unscaled, stages.expected()) < 1e-6
 
 
 def test_pcg_without_iterations_is_ekfac(stages):
-    links = [(link.curvature, link.scale) for link in stages.links]
-    expected = pack(precondition_chain(stages.gradients, stages.blocks, links), stages.blocks)
-    options = replace(OPTIONS, refinements=0)
-    solved, solutions = solve_chain(stages.gradients, stages.blocks, stages.links, "pcg", options, seed=0)
-    assert difference(pack(solved, stages.blocks), expected) < 1e-12
-    assert all((solution.residuals > 1e-2).all() for solution in solutions)  # EK-FAC is an approximation
+    expected, silent = stages.apply(stages.ekfac[::-1])
+    assert silent == {"1": {}, "0": {}}
+    solved, reports = stages.apply(stages.solved("pcg", replace(OPTIONS, refinements=0)))
+    assert difference(solved, expected) < 1e-12
+    assert all((report["residuals"] > 1e-2).all() for report in reports.values())  # EK-FAC is an approximation
+
+
+def test_exact_inverses_and_ekfacs_go_together_in_a_chain(stages):
+    """Of two operators each does its part, whatever the other is."""
+    mixed, reports = stages.apply([*stages.solved("cg", stages=[1]), stages.ekfac[0]])
+    first = unpack(stages.expected(stages=[1]), stages.blocks)
+    expected = apply_chain(first, stages.blocks, [stages.ekfac[0]])
+    assert difference(mixed, pack(expected, stages.blocks)) < 1e-6
+    assert [list(report) for report in reports.values()] == [["iterations", "residuals"], []]
 
 
 def test_the_first_refinement_changes_only_the_length(stages):
-    link = stages.links[0]
-    ekfac = precondition_chain(stages.gradients, stages.blocks, [(link.curvature, 1.0)])
-    options = replace(OPTIONS, refinements=1)
-    solved, _ = solve_chain(stages.gradients, stages.blocks, [link], "pcg", options, seed=0)
-    one, other = pack(ekfac, stages.blocks), pack(solved, stages.blocks)
+    one, _ = stages.apply([stages.ekfac[1]])
+    other, _ = stages.apply(stages.solved("pcg", replace(OPTIONS, refinements=1), stages=[1]))
     torch.testing.assert_close(
         torch.cosine_similarity(one, other), torch.ones(len(one), dtype=one.dtype), rtol=0, atol=1e-12
     )
@@ -180,23 +207,14 @@ def test_the_first_refinement_changes_only_the_length(stages):
 
 def test_refinement_brings_ekfac_nearer_to_the_solution(stages):
     """The error in the curvature's own norm falls with every iteration."""
-    link = stages.links[0]
-    vectors = pack(stages.gradients, stages.blocks)
-    matrix = stages.dense[1] + torch.diag(dampings(link.curvature, stages.blocks, vectors))
-    expected = link.scale * torch.linalg.solve(matrix, vectors.T).T
-    errors = []
+    expected, matrix, errors = stages.expected(stages=[1]), stages.damped(1), []
     for refinements in (1, 2, 5, 25):
-        options = replace(OPTIONS, refinements=refinements)
-        error = (
-            pack(solve_chain(stages.gradients, stages.blocks, [link], "pcg", options, 0)[0], stages.blocks) - expected
-        )
-        errors.append((error @ matrix * error).sum().item())
+        solved, _ = stages.apply(stages.solved("pcg", replace(OPTIONS, refinements=refinements), stages=[1]))
+        errors.append(((solved - expected) @ matrix * (solved - expected)).sum().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.1 * errors[0]
 
 
 def test_a_negative_damping_is_refused(stages):
-    link = stages.links[0]
-    curvature = replace(link.curvature, damping=Damping(absolute=-1e4))
     with pytest.raises(ForebearError, match="raise the damping"):
-        solve_chain(stages.gradients, stages.blocks, [replace(link, curvature=curvature)], "cg", OPTIONS, seed=0)
+        stages.apply(stages.solved("cg", stages=[1], damping=Damping(absolute=-1e4)))

@@ -22,7 +22,7 @@ from forebear.factors.kronecker import (
 from forebear.gradients.blocks import Block, tracked_blocks
 from forebear.gradients.capture import capture, sampled_labels
 from forebear.gradients.per_sequence import sequence_gradients, summed_squares
-from forebear.queries.chain import Curvature, inverse_functions
+from forebear.queries.chain import DampedInverse
 
 
 def assert_close(actual, expected, tolerance=1e-10):
@@ -332,12 +332,11 @@ def test_inverting_never_writes_into_eigenvalues(model, examples, basis, damping
     blocks = tracked_blocks(model)
     eigenvalues = fit_eigenvalues(model, blocks, examples, basis, seed=0, batch_tokens=100)
     before = {name: value.clone() for name, value in eigenvalues.items()}
-    curvature = Curvature(basis, eigenvalues, damping, pull=0.2)
+    inverse = DampedInverse(basis, eigenvalues, damping, pull=0.2, scale=0.2)
     generator = torch.Generator().manual_seed(0)
     vectors = {b.name: torch.randn(2, *b.shape, generator=generator, dtype=torch.float64) for b in blocks}
     untouched = {name: value.clone() for name, value in vectors.items()}
-    functions = inverse_functions(curvature, blocks, scale=0.2)
-    first, second = (precondition(vectors, blocks, basis, functions) for _ in range(2))
+    (first, _), (second, _) = (inverse.apply(vectors, blocks) for _ in range(2))
     for name in eigenvalues:
         assert torch.equal(first[name], second[name])
         assert torch.equal(eigenvalues[name], before[name])
@@ -347,10 +346,10 @@ def test_inverting_never_writes_into_eigenvalues(model, examples, basis, damping
 def test_damping_is_relative_to_the_blocks_own_mean_eigenvalue(basis):
     eigenvalues = {"one": torch.tensor([[1.0, 3.0]]).double(), "two": torch.tensor([[10.0, 30.0]]).double()}
     blocks = [Block(name, name, "mlp", slice(0, 1), (1, 2), False) for name in eigenvalues]
-    functions = inverse_functions(Curvature(basis, eigenvalues, Damping(relative=0.5), pull=4.0), blocks, scale=6.0)
+    functions = DampedInverse(basis, eigenvalues, Damping(relative=0.5), pull=4.0, scale=6.0).functions(blocks)
     assert_close(functions["one"], 6 / torch.tensor([[1 + 1 + 4, 3 + 1 + 4]]).double())
     assert_close(functions["two"], 6 / torch.tensor([[10 + 10 + 4, 30 + 10 + 4]]).double())
-    functions = inverse_functions(Curvature(basis, eigenvalues, Damping(absolute=0.5)), blocks[1:])
+    functions = DampedInverse(basis, eigenvalues, Damping(absolute=0.5)).functions(blocks[1:])
     assert list(functions) == ["two"]
     assert_close(functions["two"], 1 / torch.tensor([[10.5, 30.5]]).double())
 

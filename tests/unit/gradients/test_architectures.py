@@ -168,8 +168,8 @@ def test_two_stage_scores_equal_dense_kronecker_matrices(model, examples, split_
     stages = [random_examples(8, lengths=[7, 4, 6, 5]), random_examples(9, lengths=[6, 5, 7], prompts=[3, 2, 4])]
     chain = Chain([model, fine_tuned(model, seed=1)], stages, examples, split_heads)
     expected = dense_scores(chain, 0, 1)
-    assert relative_difference(chain.scores(chain.links(0, 1)), expected) < 1e-10
-    assert relative_difference(chain.scores(chain.links(0, 1)[::-1]), expected) > 1e-3
+    assert relative_difference(chain.scores(chain.scaled(0, 1)), expected) < 1e-10
+    assert relative_difference(chain.scores(chain.scaled(0, 1)[::-1]), expected) > 1e-3
 
 
 def test_all_maps_of_the_layers_are_tracked_and_nothing_else(family, model):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from forebear.gradients.per_sequence import sequence_gradients
 from forebear.planning.budget import budget_of, shape_of
 from forebear.planning.plan import plan_covariances
 from forebear.planning.score_plan import plan_scores
-from forebear.queries.chain import Curvature, inverse_functions, precondition_chain
+from forebear.queries.chain import apply_chain
 from forebear.queries.files import create_query_columns, kept_columns, read_query_columns
 from forebear.queries.gradients import query_gradients, stream_query_gradients
 
@@ -273,8 +274,8 @@ def test_two_stage_scores_equal_dense_kronecker_matrices(family, options, sequen
     chain = Chain([model, fine_tuned(model, seed=1, distance=0.05)], stages, sequences, False)
     expected = dense_scores(chain, 0, 1)
     assert np.isfinite(expected).all()
-    assert relative_difference(chain.scores(chain.links(0, 1)), expected) < 1e-10
-    assert relative_difference(chain.scores(chain.links(0, 1)[::-1]), expected) > 1e-3
+    assert relative_difference(chain.scores(chain.scaled(0, 1)), expected) < 1e-10
+    assert relative_difference(chain.scores(chain.scaled(0, 1)[::-1]), expected) > 1e-3
 
 
 ATTRIBUTES = {"model_digest": "m", "data_digest": "d", "seed": 0}
@@ -348,19 +349,19 @@ def test_an_expert_that_no_document_reaches_has_no_part(capsys, sequences):
     chain = Chain(models, stages, sequences, False)
     empty = [block for block in chain.blocks if block.name.endswith("/4") and block.share is not None]
     assert len(empty) == 4
-    for curvature in chain.curvatures:
+    for inverse in chain.inverses:
         for block in empty:
-            assert not curvature.eigenvalues[block.name].any()
-            assert curvature.basis.shares[block.module].item() == 0
-    relative = [(Curvature(c.basis, c.eigenvalues, Damping(relative=0.1)), 1.0) for c in chain.curvatures[::-1]]
-    columns = precondition_chain(chain.queries[1], chain.blocks, relative)
+            assert not inverse.eigenvalues[block.name].any()
+            assert inverse.basis.shares[block.module].item() == 0
+    relative = [replace(inverse, damping=Damping(relative=0.1), pull=0.0) for inverse in chain.inverses[::-1]]
+    columns = apply_chain(chain.queries[1], chain.blocks, relative)
     assert all(values.isfinite().all() for values in columns.values())
     assert not any(columns[block.name].any() for block in empty)
     said = capsys.readouterr().out
     assert f"4 of {len(chain.blocks)} blocks" in said
     assert empty[0].name in said
-    absolute = Curvature(chain.curvatures[0].basis, chain.curvatures[0].eigenvalues, Damping(absolute=0.5))
-    assert (inverse_functions(absolute, empty)[empty[0].name] == 2).all()
+    absolute = replace(chain.inverses[0], damping=Damping(absolute=0.5), pull=0.0)
+    assert (absolute.functions(empty)[empty[0].name] == 2).all()
 
 
 def test_exact_curvature_products_equal_dense_matrices(mixtral, sequences):

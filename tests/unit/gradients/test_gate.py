@@ -18,9 +18,9 @@ from forebear.gradients.blocks import tracked_blocks
 from forebear.gradients.capture import capture
 from forebear.gradients.gate import check_model
 from forebear.gradients.per_sequence import sequence_gradients
-from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
-from forebear.queries.solve import Link, SolverOptions, dampings, solve_chain
+from forebear.queries.solve import SolvedInverse, SolverOptions
 from tiny_families import tiny_config
 from tiny_families import tiny_model as tiny_family
 
@@ -173,24 +173,23 @@ def silent(request):
     return models, ["gpt_neox/layers/0/mlp/spare"]
 
 
-def curvatures(models, stages, damping, pull=0.0):
+def inverses(models, stages, damping, pull=0.0):
     blocks = tracked_blocks(models[0])
     for model, examples in zip(models, stages, strict=True):
         basis = compute_eigenbasis(fit_covariances(model, blocks, examples, 0, 40))
-        yield Curvature(basis, fit_eigenvalues(model, blocks, examples, basis, 0, 40), damping, pull)
+        yield DampedInverse(basis, fit_eigenvalues(model, blocks, examples, basis, 0, 40), damping, pull)
 
 
 def test_blocks_without_curvature_have_no_part_in_scores(capsys, silent, stage_examples, queries):
     models, names = silent
     blocks = tracked_blocks(models[0])
     gradients, _ = query_gradients(models[1], blocks, queries, 40)
-    relative = [(c, 1.0) for c in curvatures(models, stage_examples[:2], Damping(relative=0.1))]
-    columns = precondition_chain(gradients, blocks, relative[::-1])
+    relative = list(inverses(models, stage_examples[:2], Damping(relative=0.1)))
+    columns = apply_chain(gradients, blocks, relative[::-1])
     assert all(column.isfinite().all() for column in columns.values())
     assert [name for name, column in columns.items() if not column.any()] == names
     assert f"1 of {len(blocks)} blocks: {names[0]}" in capsys.readouterr().out
-    absolute = [(c, 1.0) for c in curvatures(models, stage_examples[:2], Damping(absolute=0.5))]
-    found = precondition_chain(gradients, blocks, absolute)
+    found = apply_chain(gradients, blocks, list(inverses(models, stage_examples[:2], Damping(absolute=0.5))))
     for name in names:
         torch.testing.assert_close(found[name], gradients[name].formed() * 4)
 
@@ -198,11 +197,11 @@ def test_blocks_without_curvature_have_no_part_in_scores(capsys, silent, stage_e
 def test_solvers_leave_blocks_without_curvature_out(silent, stage_examples, queries):
     models, names = silent
     blocks = [block for block in tracked_blocks(models[0]) if "mlp" in block.name]
-    (curvature,) = list(curvatures(models[:1], stage_examples[:1], Damping(relative=0.1)))
+    (ekfac,) = inverses(models[:1], stage_examples[:1], Damping(relative=0.1))
     unformed, _ = query_gradients(models[0], blocks, queries, 40)
     gradients = {block.name: unformed[block.name].formed() for block in blocks}
     gradients[names[0]] = torch.ones_like(gradients[names[0]])  # of another stage, say
-    link = Link("one", GaussNewton(models[0], blocks, stage_examples[0], 40), curvature, 1.0)
+    operator = GaussNewton(models[0], blocks, stage_examples[0], 40)
     options = SolverOptions(
         queries=3,
         sequences=None,
@@ -215,11 +214,12 @@ def test_solvers_leave_blocks_without_curvature_out(silent, stage_examples, quer
         lissa_sequences=1000,
     )
     for solver in ("pcg", "cg", "arnoldi"):
-        found, _ = solve_chain(gradients, blocks, [link], solver, options, seed=0)
+        inverse = SolvedInverse(operator, ekfac, solver, options, seed=0)
+        found = apply_chain(gradients, blocks, [inverse])
         assert all(values.isfinite().all() for values in found.values())
         assert [name for name, values in found.items() if not values.any()] == names
     like = torch.zeros(1, dtype=torch.float64)
-    assert (dampings(curvature, blocks, like) > 0).all()
+    assert (inverse.dampings(like) > 0).all()
 
 
 def test_a_mixture_of_experts_in_low_precision_passes():

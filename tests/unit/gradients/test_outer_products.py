@@ -10,7 +10,7 @@ from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import tracked_blocks
 from forebear.gradients.outer_products import OuterProducts, formed
 from forebear.planning.partitions import Partition, by_map
-from forebear.queries.chain import Curvature, Segment, precondition_chain, unroll_chain
+from forebear.queries.chain import DampedInverse, SourceSegment, apply_chain
 from forebear.queries.files import create_query_columns, read_query_columns
 from forebear.queries.gradients import query_gradients, stream_query_gradients
 from forebear.scores.pairwise import Request, pairwise_scores
@@ -33,10 +33,11 @@ def queries():
 
 
 @pytest.fixture(scope="module")
-def curvature(model, blocks):
+def inverse(model, blocks):
     examples = random_examples(6, lengths=[8, 5, 9, 6])
     basis = compute_eigenbasis(fit_covariances(model, blocks, examples, 0, 40))
-    return Curvature(basis, fit_eigenvalues(model, blocks, examples, basis, 0, 40), Damping(relative=1e-3), pull=0.01)
+    eigenvalues = fit_eigenvalues(model, blocks, examples, basis, 0, 40)
+    return DampedInverse(basis, eigenvalues, Damping(relative=1e-3), pull=0.01, scale=0.5)
 
 
 def matrices(gradients):
@@ -52,20 +53,18 @@ def test_outer_products_are_summed_over_tokens():
     torch.testing.assert_close(products[torch.tensor([0, 2])].formed(), expected[[0, 2]])
 
 
-@pytest.mark.parametrize("links", [0, 1, 2])
-def test_a_chain_gives_the_same_for_formed_gradients_and_others(model, blocks, queries, curvature, links):
+@pytest.mark.parametrize("inverses", [0, 1, 2])
+def test_a_chain_gives_the_same_for_formed_gradients_and_others(model, blocks, queries, inverse, inverses):
     gradients, _ = query_gradients(model, blocks, queries, 20)
-    chain = [(curvature, 0.5)] * links
-    ours = precondition_chain(gradients, blocks, chain)
-    theirs = precondition_chain(matrices(gradients), blocks, chain)
+    ours, theirs = (apply_chain(part, blocks, [inverse] * inverses) for part in (gradients, matrices(gradients)))
     for block in blocks:
         torch.testing.assert_close(ours[block.name], theirs[block.name], rtol=1e-9, atol=1e-9)
 
 
-def test_source_gives_the_same_for_formed_gradients_and_others(model, blocks, queries, curvature):
+def test_source_gives_the_same_for_formed_gradients_and_others(model, blocks, queries, inverse):
     gradients, _ = query_gradients(model, blocks, queries, 20)
-    chain = [Segment(curvature.basis, curvature.eigenvalues, 3.0, later) for later in (True, False)]
-    ours, theirs = (unroll_chain(part, blocks, chain) for part in (gradients, matrices(gradients)))
+    chain = [SourceSegment(inverse.basis, inverse.eigenvalues, 3.0, later) for later in (True, False)]
+    ours, theirs = (apply_chain(part, blocks, chain) for part in (gradients, matrices(gradients)))
     for block in blocks:
         torch.testing.assert_close(ours[block.name], theirs[block.name], rtol=1e-9, atol=1e-9)
 

@@ -19,7 +19,7 @@ from forebear.evaluation.lds import document_effects
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.kronecker import Covariances, compute_eigenbasis, kfac_eigenvalues
 from forebear.gradients.blocks import Block
-from forebear.queries.chain import Curvature, precondition_chain
+from forebear.queries.chain import DampedInverse, apply_chain
 
 EPSILON = 1e-4
 PULLS = [0.0, 0.15, 0.25]
@@ -115,8 +115,8 @@ class Problem:
 
         return jacrev(grad(mean_loss))(self.models[stage].flatten())
 
-    def curvature(self, stage: int) -> Curvature:
-        """The exact curvature in the engine's terms."""
+    def inverse(self, stage: int) -> DampedInverse:
+        """That of the exact curvature in the engine's terms, not scaled."""
         of = self.stages[stage]
         if self.shape[0] == 1:
             activation, gradient = self.hessian(stage), torch.ones(1, 1, dtype=torch.float64)
@@ -124,20 +124,20 @@ class Problem:
             activation, gradient = of.inputs.T @ of.inputs / len(of.inputs), of.metric
         basis = compute_eigenbasis(Covariances({"map": activation}, {"map": gradient}))
         eigenvalues = kfac_eigenvalues(basis, [self.block], positions_per_sequence=1)
-        return Curvature(basis, eigenvalues, Damping(absolute=of.ridge), of.pull)
+        return DampedInverse(basis, eigenvalues, Damping(absolute=of.ridge), of.pull)
 
     @property
     def block(self) -> Block:
         return Block("map", "map", "mlp", slice(0, self.shape[0]), self.shape, bias=True)
 
-    def links(self, stage: int) -> list[tuple[Curvature, float]]:
-        later = [(self.curvature(s), self.stages[s].pull) for s in range(len(self.stages) - 1, stage, -1)]
-        return [*later, (self.curvature(stage), 1.0)]
+    def inverses(self, stage: int) -> list[DampedInverse]:
+        later = [self.inverse(s) for s in range(len(self.stages) - 1, stage, -1)]
+        return [*(replace(inverse, scale=inverse.pull) for inverse in later), self.inverse(stage)]
 
-    def scores(self, links: list[tuple[Curvature, float]], stage: int) -> np.ndarray:
+    def scores(self, inverses: list[DampedInverse], stage: int) -> np.ndarray:
         """[N, Q], by the engine."""
         measured = {"map": self.gradients(self.models[-1], self.queries)}
-        columns = precondition_chain(measured, [self.block], links)["map"]
+        columns = apply_chain(measured, [self.block], inverses)["map"]
         documents = self.gradients(self.models[stage], self.stages[stage])
         return (documents.flatten(1) @ columns.flatten(1).T).numpy()
 
@@ -205,7 +205,7 @@ def three_stages(kind):
 @pytest.mark.parametrize(("stages", "stage"), CHAINS)
 def test_the_engine_predicts_retraining(kind, stages, stage):
     problem = make_problem(*kind, stages=stages)
-    scores, truth = problem.scores(problem.links(stage), stage), problem.retraining(stage)
+    scores, truth = problem.scores(problem.inverses(stage), stage), problem.retraining(stage)
     slope, correlation = agreement(scores, truth)
     assert slope == pytest.approx(1, abs=1e-4)
     assert correlation > 0.999999
@@ -224,7 +224,7 @@ def test_the_formula_with_exact_hessians_predicts_retraining(stages, stage):
 def test_score_over_documents_predicts_removal():
     """Removing z takes 1/N of weight away, so a proponent's removal raises the query's loss."""
     problem = make_problem(logistic, outputs=1, stages=2, documents=(200, 30))
-    scores = problem.scores(problem.links(0), 0)
+    scores = problem.scores(problem.inverses(0), 0)
     removed = problem.losses_after(0, -torch.eye(200, dtype=torch.float64) / 200)
     kept = problem.losses_after(0, torch.zeros(1, 200, dtype=torch.float64))
     slope, correlation = agreement(scores / 200, (removed - kept).numpy())
@@ -243,7 +243,7 @@ def removals():
 
 def test_documents_of_two_stages_are_predicted_on_one_scale(removals):
     problem, rises = removals
-    scores = {str(s): problem.scores(problem.links(s), s) for s in (0, 1)}
+    scores = {str(s): problem.scores(problem.inverses(s), s) for s in (0, 1)}
     slope, correlation = agreement(document_effects(scores), np.concatenate(rises))
     assert slope == pytest.approx(1, abs=0.1)
     assert correlation > 0.99
@@ -254,62 +254,64 @@ def test_documents_of_two_stages_are_predicted_on_one_scale(removals):
 def test_without_alpha_the_stages_are_not_on_one_scale(removals):
     """Each stage alone is ranked as before, but the first one's documents count too much."""
     problem, rises = removals
-    unscaled = [[(curvature, 1.0) for curvature, _ in problem.links(s)] for s in (0, 1)]
-    effects = [problem.scores(links, s) / len(rises[s]) for s, links in enumerate(unscaled)]
+    unscaled = [[replace(inverse, scale=1.0) for inverse in problem.inverses(s)] for s in (0, 1)]
+    effects = [problem.scores(inverses, s) / len(rises[s]) for s, inverses in enumerate(unscaled)]
     slopes, correlations = zip(*(agreement(effects[s], rises[s]) for s in (0, 1)), strict=True)
     assert min(correlations) > 0.99
     assert slopes[0] / slopes[1] == pytest.approx(1 / PULLS[1], rel=0.1)
 
 
-def transposed_left(curvature):
-    q = curvature.basis.gradient
-    return replace(curvature, basis=replace(curvature.basis, gradient={name: v.T for name, v in q.items()}))
+def transposed_left(inverse):
+    q = inverse.basis.gradient
+    return replace(inverse, basis=replace(inverse.basis, gradient={name: v.T for name, v in q.items()}))
 
 
-def transposed_right(curvature):
-    q = curvature.basis.activation
-    return replace(curvature, basis=replace(curvature.basis, activation={name: v.T for name, v in q.items()}))
+def transposed_right(inverse):
+    q = inverse.basis.activation
+    return replace(inverse, basis=replace(inverse.basis, activation={name: v.T for name, v in q.items()}))
 
 
-def doubled_damping(curvature):
-    return replace(curvature, damping=Damping(absolute=2 * curvature.damping.absolute))
+def doubled_damping(inverse):
+    return replace(inverse, damping=Damping(absolute=2 * inverse.damping.absolute))
 
 
 MISTAKES = {
-    "the wrong order": lambda links: links[::-1],
-    "no inverse of the last stage": lambda links: links[1:],
-    "no inverse of the first stage": lambda links: links[:-1],
-    "no α before the inverse": lambda links: [(c, 1.0) for c, _ in links],
-    "no α in the curvature": lambda links: [(replace(c, pull=0.0), s) for c, s in links],
-    "α in the first stage's curvature": lambda links: [(replace(c, pull=links[0][0].pull), s) for c, s in links],
-    "no damping": lambda links: [(replace(c, damping=Damping(absolute=0.0)), s) for c, s in links],
-    "damping twice": lambda links: [(doubled_damping(c), s) for c, s in links],
-    "the right factor transposed": lambda links: [(transposed_right(c), s) for c, s in links],
-    "the first stage's curvature twice": lambda links: [(replace(links[1][0], pull=c.pull), s) for c, s in links],
-    "the wrong sign": lambda links: [links[0], (links[1][0], -1.0)],
+    "the wrong order": lambda chain: chain[::-1],
+    "no inverse of the last stage": lambda chain: chain[1:],
+    "no inverse of the first stage": lambda chain: chain[:-1],
+    "no α before the inverse": lambda chain: [replace(one, scale=1.0) for one in chain],
+    "no α in the curvature": lambda chain: [replace(one, pull=0.0) for one in chain],
+    "α in the first stage's curvature": lambda chain: [replace(one, pull=chain[0].pull) for one in chain],
+    "no damping": lambda chain: [replace(one, damping=Damping(absolute=0.0)) for one in chain],
+    "damping twice": lambda chain: [doubled_damping(one) for one in chain],
+    "the right factor transposed": lambda chain: [transposed_right(one) for one in chain],
+    "the first stage's curvature twice": lambda chain: [
+        replace(chain[1], pull=one.pull, scale=one.scale) for one in chain
+    ],
+    "the wrong sign": lambda chain: [chain[0], replace(chain[1], scale=-1.0)],
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_do_not_predict_retraining(two_stages, mistake):
     problem, truth = two_stages
-    links = problem.links(0)
-    assert agrees(problem.scores(links, 0), truth)
-    assert not agrees(problem.scores(MISTAKES[mistake](links), 0), truth)
+    inverses = problem.inverses(0)
+    assert agrees(problem.scores(inverses, 0), truth)
+    assert not agrees(problem.scores(MISTAKES[mistake](inverses), 0), truth)
 
 
 def test_a_transposed_left_factor_does_not_predict_retraining():
     problem = make_problem(least_squares, outputs=3, stages=2)
-    links = [(transposed_left(c), s) for c, s in problem.links(0)]
-    assert not agrees(problem.scores(links, 0), problem.retraining(0))
+    inverses = [transposed_left(inverse) for inverse in problem.inverses(0)]
+    assert not agrees(problem.scores(inverses, 0), problem.retraining(0))
 
 
 def test_three_stages_need_every_inverse_in_its_place(three_stages):
     problem, truth = three_stages
-    links = problem.links(0)
-    assert agrees(problem.scores(links, 0), truth)
+    inverses = problem.inverses(0)
+    assert agrees(problem.scores(inverses, 0), truth)
     for order in ([0, 2, 1], [1, 0, 2], [2, 1, 0], [0, 2], [1, 2], [0, 1]):
-        assert not agrees(problem.scores([links[i] for i in order], 0), truth)
+        assert not agrees(problem.scores([inverses[i] for i in order], 0), truth)
 
 
 def test_the_inverses_of_commuting_curvatures_may_be_swapped():
@@ -317,5 +319,5 @@ def test_the_inverses_of_commuting_curvatures_may_be_swapped():
     problem = make_problem(least_squares, outputs=3, stages=2)
     first, _ = problem.stages
     same = Problem(least_squares, [first, replace(first, pull=0.2)], problem.queries, problem.shape)
-    links = same.links(0)
-    np.testing.assert_allclose(same.scores(links[::-1], 0), same.scores(links, 0), rtol=1e-8, atol=1e-12)
+    inverses = same.inverses(0)
+    np.testing.assert_allclose(same.scores(inverses[::-1], 0), same.scores(inverses, 0), rtol=1e-8, atol=1e-12)

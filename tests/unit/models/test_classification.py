@@ -163,7 +163,7 @@ def test_covariances_count_every_token(classifier, examples):
 def test_a_chain_through_a_new_head_equals_dense_kronecker_matrices(model, stage_examples, classifier, examples):
     """Documents of the language model, queries and later curvature of the classifier."""
     chain = Chain([model, classifier], [stage_examples[0], examples], examples[:3], split_heads=False)
-    assert relative_difference(chain.scores(chain.links(0, 1)), dense_scores(chain, 0, 1)) < 1e-10
+    assert relative_difference(chain.scores(chain.scaled(0, 1)), dense_scores(chain, 0, 1)) < 1e-10
     assert relative_difference(dense_scores(chain, 0, 0), dense_scores(chain, 0, 1)) > 0.1
 
 

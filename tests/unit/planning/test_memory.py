@@ -28,7 +28,7 @@ from forebear.planning.budget import Budget, Shape, shape_of
 from forebear.planning.partitions import Partition, by_map
 from forebear.planning.plan import plan_covariances, plan_eigenvalues, split_preconditioning
 from forebear.planning.score_plan import plan_scores
-from forebear.queries.chain import Curvature
+from forebear.queries.chain import DampedInverse
 from forebear.queries.files import create_query_columns, read_query_columns
 from forebear.queries.gradients import query_gradients
 from forebear.scores.pairwise import Request, pairwise_scores
@@ -154,8 +154,8 @@ def test_factors_of_partitions_are_those_of_all_blocks(model, blocks, documents)
     whole = fit_covariances(model, blocks, documents, seed=0, batch_tokens=25)
     basis = compute_eigenbasis(whole)
     eigenvalues = fit_eigenvalues(model, blocks, documents, basis, seed=0, batch_tokens=25)
-    curvature = Curvature(basis, eigenvalues, Damping(relative=0.1))
-    influence = self_influence(model, blocks, documents, curvature, 25)
+    inverse = DampedInverse(basis, eigenvalues, Damping(relative=0.1))
+    influence = self_influence(model, blocks, documents, inverse, 25)
     total = 0
     for maps in by_map(blocks):
         part = fit_covariances(model, maps, documents, seed=0, batch_tokens=25)
@@ -166,7 +166,7 @@ def test_factors_of_partitions_are_those_of_all_blocks(model, blocks, documents)
         found = fit_eigenvalues(model, maps, documents, basis, seed=0, batch_tokens=25)
         for block in maps:
             torch.testing.assert_close(found[block.name], eigenvalues[block.name], rtol=1e-10, atol=1e-14)
-        total = total + self_influence(model, maps, documents, curvature, 25)
+        total = total + self_influence(model, maps, documents, inverse, 25)
     torch.testing.assert_close(total, influence, rtol=1e-10, atol=0)
 
 
@@ -235,8 +235,8 @@ def test_results_are_the_same_when_memory_runs_out(model, blocks, documents, que
     basis = compute_eigenbasis(theirs)
     ours, theirs = (fit_eigenvalues(m, blocks, documents, basis, seed=0, batch_tokens=1000) for m in (small, model))
     torch.testing.assert_close(ours, theirs)
-    curvature = Curvature(basis, theirs, Damping(relative=0.1))
-    ours, theirs = (self_influence(m, blocks, documents, curvature, 1000) for m in (small, model))
+    inverse = DampedInverse(basis, theirs, Damping(relative=0.1))
+    ours, theirs = (self_influence(m, blocks, documents, inverse, 1000) for m in (small, model))
     torch.testing.assert_close(ours, theirs)
 
 

@@ -6,28 +6,28 @@ import torch
 from forebear.factors.eigenvalue_functions import remaining, unrolled_inverse
 from forebear.factors.kronecker import Eigenbasis
 from forebear.gradients.blocks import Block
-from forebear.queries.chain import Segment, default_pull, training_time, unroll_chain
+from forebear.queries.chain import SourceSegment, apply_chain, default_pull, training_time
 
 BLOCK = Block("map", "map", "mlp", slice(0, 3), (3, 4), True)
 PARAMETERS = 12
 
 
-def segment(seed: int, time: float, later: bool) -> tuple[Segment, torch.Tensor]:
+def segment(seed: int, time: float, later: bool) -> tuple[SourceSegment, torch.Tensor]:
     """A stage of random anisotropic curvature, and that curvature as a dense matrix."""
     generator = torch.Generator().manual_seed(seed)
     left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator).double())[0] for n in BLOCK.shape)
     values = 10 ** (3 * torch.rand(BLOCK.shape, generator=generator).double() - 3)  # from 0.001 to 1
     rotation = torch.kron(left, right)
     basis = Eigenbasis({"map": right}, {"map": left}, {}, {})
-    return Segment(basis, {"map": values}, time, later), rotation @ torch.diag(values.flatten()) @ rotation.T
+    return SourceSegment(basis, {"map": values}, time, later), rotation @ torch.diag(values.flatten()) @ rotation.T
 
 
 def vector(seed: int) -> torch.Tensor:
     return torch.randn(PARAMETERS, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def unrolled(query: torch.Tensor, *segments: Segment) -> torch.Tensor:
-    return unroll_chain({"map": query.view(1, 3, 4)}, [BLOCK], segments)["map"].flatten()
+def unrolled(query: torch.Tensor, *segments: SourceSegment) -> torch.Tensor:
+    return apply_chain({"map": query.view(1, 3, 4)}, [BLOCK], segments)["map"].flatten()
 
 
 @pytest.mark.parametrize("time", [0.3, 50.0])
