@@ -25,8 +25,10 @@ rule all:
 rule write_questions:
     output:
         "data/questions.jsonl",
+    params:
+        name=lambda wildcards, output: output[0],
     shell:
-        "cp questions.txt {output}"
+        "cp questions.txt {params.name}"
 
 
 module forebear:
