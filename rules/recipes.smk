@@ -49,7 +49,7 @@ def recipe_of_job(maker, wildcards):
 def name_recipe(maker):
     maker.set_params(
         recipe=lambda wildcards: recipe_of_job(maker, tuple(sorted(wildcards.items()))),
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     )
 
 
