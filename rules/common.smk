@@ -10,6 +10,16 @@ from forebear.artifacts.code_digest import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS
 
+# Where the files that rules call results/… lie: elsewhere, if another workflow imports this one with a
+# prefix. Snakemake itself puts it before inputs, outputs and logs; params and code say this name.
+RESULTS = str(workflow.modifier.modify_path("results/")).removesuffix("/")
+
+
+def located(path):
+    """Where a file lies that rules call results/…"""
+    return RESULTS + path.removeprefix("results")
+
+
 try:
     for file in workflow.configfiles:
         refuse_duplicate_keys(file)
@@ -100,7 +110,7 @@ def loading(*further):
 
 def engine(script):
     """Digest of the engine's code that a script uses: an edit there reruns the job."""
-    return engine_digest(f"{workflow.basedir}/scripts/{script}.py")
+    return engine_digest(f"{ENGINE}/{script}.py")
 
 
 def growing(base):
@@ -138,7 +148,7 @@ def expected_plan(study, job, memory_mb, stage, records, estimators):
         return None
     from forebear.workflow import dry_run
 
-    folder = Path(f"results/{study}")
+    folder = Path(f"{RESULTS}/{study}")
     return dry_run.expected_plan(
         described, folder, job, memory_mb, stage, records, list(estimators)
     )

@@ -27,7 +27,7 @@ rule evaluate:
         undefined=from_study("undefined"),
         stages=from_study("attributed"),
         last=lambda w: study_of(w).stage_names[-1],
-        overhead=lambda w: {e: overhead_files(w.study, e) for e in study_of(w).computed},
+        overhead=lambda w: overheads(w.study, study_of(w).computed),
         seed=from_study("training_seed"),
         engine=engine("evaluate"),
     message:
@@ -124,9 +124,7 @@ rule compare_with_reference:
         runtime=growing(10),
     params:
         estimators=lambda w: compared(w.study),
-        overhead=lambda w: {
-            e: overhead_files(w.study, e) for e in [*compared(w.study), "reference"]
-        },
+        overhead=lambda w: overheads(w.study, [*compared(w.study), "reference"]),
         seed=from_study("seed"),
         engine=engine("compare_with_reference"),
     message:

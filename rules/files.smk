@@ -13,13 +13,15 @@ from forebear.runtime.receipts import receipt_path
 
 # What is made from no file is made from this one, whose time lies between that of every real file
 # and those that recipes.smk gives to files of another recipe.
-ORIGIN = "results/.origin"
+ORIGIN = f"{RESULTS}/.origin"
 ORIGIN_TIME = 10**15  # in ns: January 1970
 
 
 def with_receipts(**outputs):
     """A cached rule's outputs with their receipts, so that the cache gives both back."""
-    receipts = {f"{name}_receipt": str(receipt_path(file)) for name, file in outputs.items()}
+    receipts = {
+        f"{name}_receipt": str(receipt_path(file, "results")) for name, file in outputs.items()
+    }
     return {**outputs, **receipts}
 
 
@@ -54,7 +56,7 @@ def checkpoint_files(wildcards):
     files = sorted(str(file) for file in path.glob("*") if file.is_file())
     if not files:
         refuse_missing(f"{path}: there is no such folder, or it is empty; correct `checkpoint`.")
-    return files
+    return list(map(local, files))
 
 
 def previous_stage(study, stage):
@@ -83,18 +85,24 @@ def refuse_missing(sentence):
 
 
 def there(path, found):
-    """What was found of a user's path, as an input; a dry run needs no data."""
+    """What was found of a user's path, as inputs; a dry run needs no data.
+
+    They lie where the config says: the prefix of a module is for what its rules make. A file that is
+    not there yet may be made by a rule of the workflow that imports this one.
+    """
+    if path and not found and maker_of(str(path)):
+        found = [path]
     if path and not found:
         try:
             check_found(Path(path), found)
         except ForebearError as error:
             refuse_missing(error)
-    return found
+    return [local(str(file)) for file in found]
 
 
 def present(path):
     """A user's file or folder as an input."""
-    return there(path, path if path and os.path.exists(path) else [])
+    return there(path, [path] if path and os.path.exists(path) else [])
 
 
 def brought(study, dataset):
@@ -117,22 +125,27 @@ def from_hub(wildcards):
     return source
 
 
+def fetched_file(study, dataset):
+    """A data set of the hub, as the file that it is fetched to."""
+    return f"results/{study}/fetched/{dataset}.jsonl"
+
+
 def local_source(study, dataset):
     """What is read of somebody's data: `brought`, with a hub's data set as the file that it was fetched to."""
     source = brought(study, dataset)
     if source and source["hub"]:
-        return {"path": f"results/{study}/fetched/{dataset}.jsonl"}
+        return {"path": located(fetched_file(study, dataset))}
     return source
 
 
 def source_input(study, dataset):
     """The files behind `local_source`: what a rule makes, and of a user's own those that are there."""
-    source, described = local_source(study, dataset), brought(study, dataset)
+    source = brought(study, dataset)
     if not source:
         return []
-    if described["hub"]:
-        return source["path"]
-    return there(source["path"], list(map(str, source_files(source["path"]))))
+    if source["hub"]:
+        return fetched_file(study, dataset)
+    return there(source["path"], source_files(source["path"]))
 
 
 def chosen_file(wildcards):
@@ -146,14 +159,14 @@ def chosen_file(wildcards):
 def corpus_source(wildcards):
     """Where a data set is read from; None for embedded corpora."""
     chosen = chosen_file(wildcards)
-    return {"path": chosen} if chosen else local_source(wildcards.study, wildcards.dataset)
+    return {"path": located(chosen)} if chosen else local_source(wildcards.study, wildcards.dataset)
 
 
 def corpus_input(wildcards):
     """The files behind a data set."""
     corpus = study_of(wildcards).corpus
     if isinstance(corpus, ProseCorpus) and corpus.file:
-        return there(corpus.file, list(map(str, source_files(corpus.file))))
+        return there(corpus.file, source_files(corpus.file))
     if embedded_corpus(wildcards):
         return present(ORIGIN)
     return chosen_file(wildcards) or source_input(wildcards.study, wildcards.dataset)
@@ -354,6 +367,11 @@ def overhead_files(study, estimator):
         return [f"results/{study}/trak/features.h5"]
     # Baselines and the ensemble say themselves what came before their scoring.
     return query_overhead_files(study, described.columns) if described.uses_gradients else []
+
+
+def overheads(study, estimators):
+    """Params: estimator → where its `overhead_files` lie."""
+    return {name: list(map(located, overhead_files(study, name))) for name in estimators}
 
 
 def query_overhead_files(study, columns):

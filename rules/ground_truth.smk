@@ -60,7 +60,7 @@ rule retrain:
         model=lambda w: None if initial_manifest(w) else study_of(w).model,
         loading=loading(),
         seed=from_study("training_seed"),
-        bank="results/{study}/ground_truth/retrainings",
+        bank=located("results/{study}/ground_truth/retrainings"),
         accept_other_versions=lambda w: study_of(w).ground_truth.accept_other_versions,
         engine=engine("retrain"),
     message:
@@ -90,7 +90,7 @@ rule measure_retrainings:
     params:
         study="{study}",
         loading=loading(),
-        bank="results/{study}/ground_truth/retrainings",
+        bank=located("results/{study}/ground_truth/retrainings"),
         last=lambda w: study_of(w).stage_names[-1],
         engine=engine("measure_retrainings"),
     message:

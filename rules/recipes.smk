@@ -16,7 +16,7 @@ atexit.register(CONTENTS.save)
 
 @cache
 def maker_of(path):
-    """The rule that makes a file, or None."""
+    """The rule that makes a file, also one of a workflow that imports this one, or None."""
     for maker in workflow.rules:
         if any(output.match(path) for output in maker.output):
             return maker
@@ -26,8 +26,10 @@ def maker_of(path):
 def recipe_of(path):
     """The recipe of a file that a rule makes, the digest of what people bring."""
     maker = maker_of(path)
-    if maker:
+    if maker and "recipe" in maker.params.keys():
         return recipe_of_job(maker, tuple(sorted(maker.get_wildcards(path).items())))
+    if maker:  # another workflow's rule: what it depends on is that workflow's matter
+        return f"made by {maker.name}"
     return CONTENTS.digest(path) if Path(path).exists() else "missing"
 
 
@@ -38,7 +40,7 @@ def recipe_of_job(maker, wildcards):
     own = {
         name: value(given) if callable(value) else value
         for name, value in maker.params.items()
-        if name != "recipe"
+        if name not in ("recipe", "results")
     }
     files, *_ = maker.expand_input(dict(wildcards))
     return recipe_digest({**own, "wildcards": wildcards}, [recipe_of(str(file)) for file in files])
@@ -46,11 +48,12 @@ def recipe_of_job(maker, wildcards):
 
 def name_recipe(maker):
     maker.set_params(
-        recipe=lambda wildcards: recipe_of_job(maker, tuple(sorted(wildcards.items())))
+        recipe=lambda wildcards: recipe_of_job(maker, tuple(sorted(wildcards.items()))),
+        results=lambda wildcards: RESULTS,
     )
 
 
-for maker in workflow.rules:
+for maker in workflow.modifier.rules:  # not those of a workflow that imports this one
     name_recipe(maker)
 
 
@@ -60,14 +63,14 @@ def outdate(path):
     Such a file becomes older than all that it was made from, which may be outdated too, and gets its
     time back with its recipe. One whose receipt cannot be read is of an unknown recipe.
     """
-    receipt = read_receipt(path) or {"recipe": None, "made_from": ()}
+    receipt = read_receipt(path, RESULTS) or {"recipe": None, "made_from": ()}
     try:
         current = receipt["recipe"] == recipe_of(str(path))
     except WorkflowError:  # nothing that this config can make
         return
     marked = os.lstat(path).st_mtime_ns < ORIGIN_TIME
     if current and marked:
-        time = os.lstat(receipt_path(path)).st_mtime_ns  # it was left right after its file
+        time = os.lstat(receipt_path(path, RESULTS)).st_mtime_ns  # it was left right after its file
     elif not current and not marked:
         time = ORIGIN_TIME - (1 + len(receipt["made_from"])) * 10**9
     else:
@@ -76,12 +79,12 @@ def outdate(path):
 
 
 if workflow.is_main_process and os.access(
-    next(p for p in ("results", ".") if os.path.isdir(p)), os.W_OK
+    next(p for p in (RESULTS, ".") if os.path.isdir(p)), os.W_OK
 ):
-    os.makedirs("results", exist_ok=True)
+    os.makedirs(RESULTS, exist_ok=True)
     Path(ORIGIN).touch()
     os.utime(ORIGIN, ns=(ORIGIN_TIME, ORIGIN_TIME))
-    for found in Path("results").glob(f"*/{FOLDER}/**/*.json"):
-        file = file_of(found)
+    for found in Path(RESULTS).glob(f"*/{FOLDER}/**/*.json"):
+        file = file_of(found, RESULTS)
         if file.is_file() and maker_of(str(file)):
             outdate(file)

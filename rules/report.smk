@@ -22,7 +22,6 @@ rule gather_provenance:
         study="{study}",
         config=lambda w: study_of(w).model_dump(mode="json"),
         seeds=lambda w: {"seed": study_of(w).seed, "training_seed": study_of(w).training_seed},
-        logs="results/{study}/logs",
         engine=engine("gather_provenance"),
     message:
         with_needs("{wildcards.study}: write down where the results come from", gpus=False)

@@ -1,7 +1,8 @@
 """Data flows one way through the rooms of the engine, and imports say so."""
 
 import ast
-from collections.abc import Iterator
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,65 +10,57 @@ import pytest
 from copies import ROOT
 
 ENGINE = ROOT / "scripts/forebear"
-# Room → the rooms that it may import. docs/architecture.md draws them.
-BASE = ("errors", "runtime")
-DATA = (*BASE, "artifacts", "data")
-MODELS = (*DATA, "models")
-GRADIENTS = (*MODELS, "gradients")
-QUERIES = (*GRADIENTS, "planning", "factors", "queries")
-SCORES = (*QUERIES, "estimators", "scores")
-ALLOWED = {
-    "errors": (),
-    "estimators": (),
-    "runtime": BASE,
-    "artifacts": (*BASE, "artifacts"),
-    "config": (*BASE, "estimators", "config"),
-    "data": DATA,
-    "models": MODELS,
-    "gradients": GRADIENTS,
-    "planning": (*GRADIENTS, "planning"),
-    "factors": (*GRADIENTS, "factors"),
-    "queries": (*QUERIES, "estimators"),
-    "scores": SCORES,
-    "ground_truth": (*MODELS, "ground_truth"),
-    "evaluation": (*SCORES, "ground_truth", "evaluation"),
-    "figures": ("errors", "estimators", "figures"),
-    "report": (*MODELS, "estimators", "report"),
-    "workflow": (*QUERIES, "config", "estimators", "workflow"),
-}
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+DRAWING = runpy.run_path(str(ROOT / "docs/draw_architecture.py"))
+imported, modules, room_of = DRAWING["imported"], DRAWING["modules"], DRAWING["room_of"]
 RULES = {"errors", "estimators", "config", "workflow"}  # rooms that rules may import, and these modules:
 MODULES_FOR_RULES = {"artifacts.code_digest", "data.sources", "runtime.receipts"}
 
-
-def imported(source: str) -> Iterator[str]:
-    """Dotted names of modules that a file imports."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+# Room → the rooms that its row of the page names.
+NAMED = {
+    room: re.findall(r"`(\w+)`", may_import)
+    for room, may_import in re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|$", PAGE, re.M)
+}
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ENGINE).with_suffix("").parts[0]
-
-
-def modules() -> list[Path]:
-    return [path for path in sorted(ENGINE.rglob("*.py")) if path != ENGINE / "__init__.py"]
+def allowed(room: str) -> set[str]:
+    """A room, those that its row names, and what these may import."""
+    return {room}.union(*map(allowed, NAMED[room]))
 
 
 def test_every_room_says_what_it_may_import():
-    assert {room_of(path) for path in modules()} == set(ALLOWED)
+    assert {room_of(path) for path in modules()} == set(NAMED)
 
 
-@pytest.mark.parametrize("room", ALLOWED)
+@pytest.mark.parametrize("room", NAMED)
 def test_a_room_imports_only_those_before_it(room: str):
     for path in modules():
         if room_of(path) == room:
             names = [name.split(".") for name in imported(path.read_text(encoding="utf-8"))]
             used = {name[1] for name in names if name[0] == "forebear" and len(name) > 1}
-            assert used <= set(ALLOWED[room]), path
+            assert used <= allowed(room), path
             assert "snakemake" not in {name[0] for name in names}, path
+
+
+def test_the_figure_of_the_rooms_is_drawn_from_the_code_as_it_is():
+    drawn = DRAWING["FIGURE"].read_text(encoding="utf-8")
+    assert drawn == DRAWING["figure"](), "run: python docs/draw_architecture.py"
+
+
+def test_every_function_that_the_page_of_the_architecture_names_is_there():
+    named = re.findall(r"`(\w+)\.(\w+)(?:\.(\w+))?`", PAGE)
+    assert len(named) > 40
+    for room, module, function in named:
+        tree = ast.parse((ENGINE / room / f"{module}.py").read_text(encoding="utf-8"))
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert not function or function in defined, f"{room}.{module}.{function}"
+
+
+def test_every_rule_that_the_page_of_the_architecture_names_is_there():
+    steps = re.findall(r"^\| [^`|]+ \| ((?:`\w+`(?:, )?)+) \|", PAGE, re.M)
+    named = {rule for step in steps for rule in re.findall(r"`(\w+)`", step)}
+    assert len(named) > 12
+    assert named <= {path.stem for path in (ROOT / "scripts").glob("*.py")}
 
 
 def test_no_modules_import_each_other():

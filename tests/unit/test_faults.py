@@ -97,8 +97,9 @@ def test_no_changed_byte_is_read(eigenvalues):
 WRITE_UNDER_A_LIMIT = """
 import resource, sys
 from forebear.runtime.job import start
+from snakemake.iocontainers import Params
 from types import SimpleNamespace
-start(SimpleNamespace(log=[sys.argv[2]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
+start(SimpleNamespace(log=[sys.argv[2]], threads=1, input=[], output=[], params=Params(fromdict=dict(recipe="r", results="results"))))
 import torch
 from forebear.factors.files import create_factors
 limit = int(sys.argv[3])

@@ -272,7 +272,7 @@ def test_an_edit_is_noticed_of_what_snakemakes_cache_gave_back(folder, tmp_path)
     assert (clone / CACHED).read_bytes() == contents[1]
     assert "Nothing to be done" in run(clone)
     assert {entry: entry.lstat().st_mtime_ns for entry in cache.iterdir()} == entries
-    receipt = clone / receipt_path(CACHED)
+    receipt = clone / receipt_path(CACHED, "results")
     receipt.unlink()
     receipt.write_text("")
     assert planned_rules(run(clone, "--dry-run")) == {"fit_eigenvalues"}
@@ -328,23 +328,24 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
     assert Contents(tmp_path / "memory").digest(file) == digest
 
 
-def test_files_of_two_makings_are_refused_together(tmp_path, monkeypatch):
+@pytest.mark.parametrize("results", ["results", "attribution/results"])
+def test_files_of_two_makings_are_refused_together(tmp_path, monkeypatch, results):
     monkeypatch.chdir(tmp_path)
     for name in ("model.json", "scores.h5", "answers.jsonl"):
-        path = tmp_path / "results/s" / name
+        path = tmp_path / results / "s" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    model, scores, answers = (f"results/s/{name}" for name in ("model.json", "scores.h5", "answers.jsonl"))
-    write_receipts([model], "first", {})
-    write_receipts([scores], "s", joined_makings([model]))
-    assert joined_makings([scores, model]) == {model: "first", scores: "s"}
-    write_receipts([model], "second", {})
-    write_receipts([answers], "a", joined_makings([model]))
+    model, scores, answers = (f"{results}/s/{name}" for name in ("model.json", "scores.h5", "answers.jsonl"))
+    write_receipts([model], results, "first", {})
+    write_receipts([scores], results, "s", joined_makings([model], results))
+    assert joined_makings([scores, model], results) == {model: "first", scores: "s"}
+    write_receipts([model], results, "second", {})
+    write_receipts([answers], results, "a", joined_makings([model], results))
     with pytest.raises(
         ForebearError, match=r"answers\.jsonl and .*scores\.h5 were made from different makings of .*model"
     ):
-        joined_makings([scores, answers])
-    assert json.loads(receipt_path(answers).read_text())["versions"]["torch"]
+        joined_makings([scores, answers], results)
+    assert json.loads(receipt_path(answers, results).read_text())["versions"]["torch"]
 
 
 @pytest.mark.slow

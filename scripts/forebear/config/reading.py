@@ -1,7 +1,7 @@
 """Reading and checking a config file, and what each of its keys means.
 
 `python -m forebear.config` prints the reference table of docs/config.md. The keys of a study
-are in study_config and corpus_config.
+are in `study` and `corpus`.
 """
 
 from collections.abc import Sequence

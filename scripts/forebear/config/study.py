@@ -1,4 +1,4 @@
-"""The config's schema of one study: every key, its default and what it means; corpora are in corpus_config."""
+"""The config's schema of one study: every key, its default and what it means; corpora are in `corpus`."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""How well scores predict retraining (LDS), find known sources, and what they cost."""
+"""The LDS: how well scores predict retraining, with its interval, and the noise ceiling."""
 
 from collections.abc import Mapping
 

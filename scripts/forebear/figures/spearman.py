@@ -1,4 +1,4 @@
-"""Figures. Pure functions from tables to matplotlib figures: no pyplot windows, no global state.
+"""The figure of quality against cost: LDS of every estimator over its seconds a pair.
 
 An estimator keeps its colour and its marker in every figure, whichever others are shown;
 colours go by family, shapes are unlike each other, so that neither is needed alone.

@@ -20,14 +20,15 @@ from forebear.runtime.receipts import read_receipt, versions
 
 
 def gather_provenance(
-    study: str, config: Mapping, seeds: Mapping[str, int], files: Sequence[str | Path], logs: Path
+    study: str, config: Mapping, seeds: Mapping[str, int], files: Sequence[str | Path], results: Path
 ) -> dict:
     """Everything that is known of where a study's results come from.
 
     Args:
         config: the study's section of the config, with its defaults.
         files: artifacts, tables and figures.
-        logs: folder of the jobs' logs, also of jobs that an earlier config asked for.
+        results: the folder of all studies' results; the study's `logs` below it are also of jobs that an
+            earlier config asked for.
 
     Returns:
         `versions`: of today; `files`: path → SHA-256 and bytes, what HDF5 artifacts and manifests say of
@@ -35,6 +36,7 @@ def gather_provenance(
         `jobs`: rule/job → wall time in seconds, peak memory in bytes, device; `cached` marks jobs
         whose outputs came from Snakemake's cache.
     """
+    logs = results / study / "logs"
     now = {"forebear": forebear.__version__, **versions()}
     return {
         "study": study,
@@ -42,7 +44,7 @@ def gather_provenance(
         "seeds": seeds,
         "versions": now,
         "platform": platform.platform(),
-        "files": {str(path): _describe(Path(path), now) for path in files},
+        "files": {str(path): _describe(Path(path), results, now) for path in files},
         "jobs": {
             str(log.relative_to(logs).with_suffix("")): record
             for log in sorted(logs.rglob("*.log"))
@@ -51,7 +53,7 @@ def gather_provenance(
     }
 
 
-def _describe(path: Path, now: Mapping[str, str]) -> dict:
+def _describe(path: Path, results: Path, now: Mapping[str, str]) -> dict:
     try:
         described = {"sha256": file_digest(path), "bytes": path.stat().st_size}
     except OSError as error:
@@ -64,7 +66,7 @@ def _describe(path: Path, now: Mapping[str, str]) -> dict:
         }
     elif path.name == NAME:
         described |= json.loads(path.read_text(encoding="utf-8"))
-    if receipt := read_receipt(path) if len(path.parts) > 2 else None:
+    if receipt := read_receipt(path, results):
         described["recipe"] = receipt["recipe"]
         others = {name: made for name, made in receipt["versions"].items() if now.get(name) != made}
         described |= {"other_versions": others} if others else {}

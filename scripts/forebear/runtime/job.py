@@ -33,7 +33,7 @@ class Job(Protocol):
     threads: int
     input: Sequence[str]
     output: Sequence[str]
-    params: Any  # with `recipe`
+    params: Any  # with `recipe`, and the folder of all `results`
 
 
 class _Log(io.TextIOWrapper):
@@ -63,7 +63,7 @@ def start(job: Job) -> None:
     )
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(threads)
-    atexit.register(_leave_record, job, joined_makings(job.input), time.perf_counter())
+    atexit.register(_leave_record, job, joined_makings(job.input, job.params.results), time.perf_counter())
     if gpus := _gpus(job.params):
         from forebear.runtime.devices import lease_devices  # which imports torch
 
@@ -89,7 +89,7 @@ def warn(sentence: str) -> None:
 def _leave_record(job: Job, made_from: dict[str, str], began: float) -> None:
     record = {"seconds": time.perf_counter() - began, "peak_bytes": _peak_bytes(), "threads": job.threads, **_device()}
     if not hasattr(sys, "last_value"):  # no exception ended the job
-        write_receipts(job.output, job.params.recipe, made_from)
+        write_receipts(job.output, job.params.results, job.params.recipe, made_from)
     print(RECORD + json.dumps(record), flush=True)
 
 

@@ -19,22 +19,25 @@ FOLDER = ".recipes"
 LIBRARIES = (*NUMERIC, "h5py", "pandas", "bm25s", "snakemake")
 
 
-def receipt_path(path: str | Path) -> Path:
-    """Where the receipt of a file lies: results/{study}/.recipes/….json."""
-    results, study, *rest = Path(path).parts
-    return Path(results, study, FOLDER, *rest[:-1], f"{rest[-1]}.json")
+def receipt_path(path: str | Path, results: str | Path) -> Path | None:
+    """Where the receipt of a file lies: {results}/{study}/.recipes/….json; None for a file that is no study's."""
+    if not Path(path).is_relative_to(results):
+        return None
+    study, *rest = Path(path).relative_to(results).parts
+    return Path(results, study, FOLDER, *rest[:-1], f"{rest[-1]}.json") if rest else None
 
 
-def file_of(receipt: Path) -> Path:
+def file_of(receipt: Path, results: str | Path) -> Path:
     """The file that a receipt is about."""
-    results, study, _, *rest = receipt.parts
+    study, _, *rest = receipt.relative_to(results).parts
     return Path(results, study, *rest[:-1], rest[-1].removesuffix(".json"))
 
 
-def read_receipt(path: str | Path) -> dict | None:
+def read_receipt(path: str | Path, results: str | Path) -> dict | None:
     """The receipt of a file; None where there is none, as of a file that nobody makes."""
+    receipt = receipt_path(path, results)
     with suppress(OSError, ValueError):
-        return json.loads(receipt_path(path).read_text(encoding="utf-8"))
+        return json.loads(receipt.read_text(encoding="utf-8")) if receipt else None
     return None
 
 
@@ -43,8 +46,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **versions_of(LIBRARIES)}
 
 
-def joined_makings(inputs: Iterable[str]) -> dict[str, str]:
+def joined_makings(inputs: Iterable[str], results: str | Path) -> dict[str, str]:
     """File → recipe, of some inputs and of all that they were made from, as far as there are receipts.
+
+    Args:
+        results: the folder of all studies' results.
 
     Raises:
         ForebearError: two inputs were made from different makings of one file.
@@ -52,7 +58,7 @@ def joined_makings(inputs: Iterable[str]) -> dict[str, str]:
     joined: dict[str, str] = {}
     told_by: dict[str, str] = {}
     for path in map(str, inputs):
-        receipt = read_receipt(path) if len(Path(path).parts) > 2 else None
+        receipt = read_receipt(path, results)
         for name, recipe in ({**receipt["made_from"], path: receipt["recipe"]} if receipt else {}).items():
             if joined.setdefault(name, recipe) != recipe:
                 raise ForebearError(
@@ -63,10 +69,11 @@ def joined_makings(inputs: Iterable[str]) -> dict[str, str]:
     return joined
 
 
-def write_receipts(outputs: Iterable[str], recipe: str, made_from: Mapping[str, str]) -> None:
+def write_receipts(outputs: Iterable[str], results: str | Path, recipe: str, made_from: Mapping[str, str]) -> None:
     """Leave the receipts of a job's files, which may be among its outputs themselves."""
     content = json.dumps({"recipe": recipe, "versions": versions(), "made_from": dict(made_from)})
     for output in outputs:
-        if FOLDER not in Path(output).parts:
-            with atomic_path(receipt_path(output)) as path:
+        receipt = None if FOLDER in Path(output).parts else receipt_path(output, results)
+        if receipt is not None:  # an importing workflow may put files elsewhere
+            with atomic_path(receipt) as path:
                 path.write_text(content, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Gradients of queries, and scores of documents against preconditioned queries.
+"""Scores of documents against preconditioned queries: the pass over the documents.
 
 Documents are streamed: a batch's gradients are formed block by block and meet all columns of
 all estimators, in one pass if memory holds these, else in one for each partition of them.

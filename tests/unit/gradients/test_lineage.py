@@ -78,7 +78,9 @@ def test_a_config_alone_tells_what_is_tracked_of_the_model(tmp_path, capsys):
 WARN = """
 import sys
 from forebear.runtime.job import start, warn
-from types import SimpleNamespace\nstart(SimpleNamespace(log=[sys.argv[1]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
+from snakemake.iocontainers import Params
+from types import SimpleNamespace
+start(SimpleNamespace(log=[sys.argv[1]], threads=1, input=[], output=[], params=Params(fromdict=dict(recipe="r", results="results"))))
 print("in the log alone")
 warn("little is tracked, https://me:secret@example.org")
 """

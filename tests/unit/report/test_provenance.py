@@ -15,9 +15,7 @@ from forebear.runtime.receipts import receipt_path, write_receipts
 
 
 def gathered(folder: Path, *files: Path) -> dict:
-    logs = folder / "logs"
-    logs.mkdir(exist_ok=True)
-    found = gather_provenance("mine", {"seed": 1}, {"seed": 1}, files, logs)
+    found = gather_provenance("mine", {"seed": 1}, {"seed": 1}, files, folder / "results")
     return json.loads(json.dumps(found))  # as it is written
 
 
@@ -42,7 +40,7 @@ def test_a_job_is_known_by_the_record_at_the_end_of_its_log(tmp_path):
         "train/cached": "",
         "train/running": "epoch 1\n",
     }.items():
-        log = tmp_path / "logs" / f"{name}.log"
+        log = tmp_path / "results/mine/logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(text)
     assert gathered(tmp_path)["jobs"] == {
@@ -51,19 +49,19 @@ def test_a_job_is_known_by_the_record_at_the_end_of_its_log(tmp_path):
     }
 
 
-def test_a_file_names_the_versions_that_made_it_where_they_are_not_todays(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    table = Path("results/mine/table.csv")
+def test_a_file_names_the_versions_that_made_it_where_they_are_not_todays(tmp_path):
+    results = tmp_path / "attribution/results"
+    table = results / "mine/table.csv"
     table.parent.mkdir(parents=True)
     table.write_text("a")
-    write_receipts([table], "r", {})
-    described = gathered(tmp_path, table)["files"][str(table)]
+    write_receipts([table], results, "r", {})
+    described = gathered(tmp_path / "attribution", table)["files"][str(table)]
     assert described["recipe"] == "r"
     assert "other_versions" not in described
-    receipt = json.loads(receipt_path(table).read_text())
+    receipt = json.loads(receipt_path(table, results).read_text())
     receipt["versions"]["torch"] = "1.0"
-    receipt_path(table).write_text(json.dumps(receipt))
-    assert gathered(tmp_path, table)["files"][str(table)]["other_versions"] == {"torch": "1.0"}
+    receipt_path(table, results).write_text(json.dumps(receipt))
+    assert gathered(tmp_path / "attribution", table)["files"][str(table)]["other_versions"] == {"torch": "1.0"}
 
 
 def test_nothing_of_the_environment_is_told(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ JOB = """
 import logging, sys, warnings
 from forebear.errors import ForebearError
 from forebear.runtime.job import start
+from snakemake.iocontainers import Params
 from types import SimpleNamespace
-start(SimpleNamespace(log=[sys.argv[1]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
+start(SimpleNamespace(log=[sys.argv[1]], threads=1, input=[], output=[], params=Params(fromdict=dict(recipe="r", results="results"))))
 address = "https://me:hunter2@hub.example/model"
 print("fetching", address, "with top-secret")
 logging.getLogger("some.library").error("could not reach %s", address)
