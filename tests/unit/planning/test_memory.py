@@ -269,13 +269,34 @@ class Heavy:
         return self.tensor[queries]
 
 
-def test_partitions_that_do_not_fit_are_halved(model, blocks, documents, columns, requests, expected, capsys):
+def test_queries_that_do_not_fit_are_an_error_in_a_sentence(model, blocks, documents, columns, requests):
+    """The plan splits them (below); nothing is split a second time."""
     last = blocks[-1].name
     heavy = {name: {**tensors, last: Heavy(tensors[last])} for name, tensors in columns.items()}
-    scores = scored(model, blocks, documents, heavy, requests)
+    with pytest.raises(NotEnoughMemoryError, match="scores: its queries do not fit into memory; raise `memory`"):
+        scored(model, blocks, documents, heavy, requests)
+
+
+class Wide(torch.Tensor):
+    """Columns with which memory holds the products of two documents at the most."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.addmm_ and len(args[1]) > 2:
+            raise ERRORS["processor"]
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("partitions", PARTITIONS.values(), ids=PARTITIONS)
+def test_a_batch_whose_products_do_not_fit_is_halved(
+    model, blocks, documents, columns, requests, expected, partitions, capsys
+):
+    last = blocks[-1].name
+    wide = {name: {**tensors, last: tensors[last].as_subclass(Wide)} for name, tensors in columns.items()}
+    scores = scored(model, blocks, documents, wide, requests, batch_tokens=36, partitions=partitions(blocks))
     for name in requests:
         np.testing.assert_allclose(scores[name], expected[name], rtol=2e-6, atol=1e-6 * np.abs(expected[name]).max())
-    assert "Going on with 2 partitions in place of 1." in capsys.readouterr().out
+    assert "36 tokens did not fit into memory; going on with 18" in capsys.readouterr().out
 
 
 def test_a_document_that_does_not_fit_beside_any_queries_is_an_error(model, blocks, documents, columns, requests):
