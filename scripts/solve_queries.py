@@ -12,11 +12,13 @@ from forebear.artifacts.manifests import point_digests
 from forebear.factors.gauss_newton import GaussNewton
 from forebear.gradients.outer_products import formed
 from forebear.gradients.point import open_point
+from forebear.models.checkpoints import warn_of_size
 from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns, solves_of
 from forebear.queries.open_chain import open_link
 from forebear.queries.solve import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
 
 params, files = snakemake.params, snakemake.input
+warn_of_size("solutions", files.last, snakemake.resources.mem_mb, params.loading)
 options = SolverOptions(**params.solvers)
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
 chosen = queries.at(choose_queries(len(queries.losses), options.queries).numpy())

@@ -36,7 +36,7 @@ ALLOWED = {
     "workflow": (*QUERIES, "config", "estimators", "workflow"),
 }
 RULES = {"errors", "estimators", "config", "workflow"}  # rooms that rules may import, and these modules:
-MODULES_FOR_RULES = {"artifacts.code_digest", "data.sources", "runtime.receipts"}
+MODULES_FOR_RULES = {"artifacts.code_digest", "data.sources", "runtime.memory", "runtime.receipts"}
 
 
 def imported(source: str) -> Iterator[str]:
