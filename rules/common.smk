@@ -1,7 +1,5 @@
 # The config, and what jobs are given: memory, threads, GPUs, digests, messages. No rule stands here.
 import os
-from functools import cache
-from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -9,6 +7,7 @@ from forebear.config.reading import merged_studies, parse_config, refuse_duplica
 from forebear.artifacts.code_digest import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS
+from forebear.runtime.memory import ASKED_MB
 
 # Where the files that rules call results/… lie: elsewhere, if another workflow imports this one with a
 # prefix. Snakemake itself puts it before inputs, outputs and logs; params and code say this name.
@@ -72,11 +71,10 @@ GATHERED_FIRST = one_of(
 )
 
 
-def with_needs(message, planned=False, gpus=True):
-    """A message that says what the job takes, so that a dry run lists it."""
+def with_needs(message, gpus=True):
+    """A message that says what the job asks for, so that a dry run lists it."""
     devices = ", {resources.gpu} GPUs" if gpus else ""
-    plan = "; {resources.plan}" if planned else ""
-    return f"{message} [{{threads}} threads, {{resources.mem_mb}} MB{devices}{plan}]"
+    return f"{message} [{{threads}} threads, {{resources.mem_mb}} MB{devices}]"
 
 
 def study_of(wildcards):
@@ -133,54 +131,7 @@ def baseline_gpus(wildcards):
 def baseline_memory(wildcards, attempt):
     """Memory (MB) of a baseline, as the study multiplies it only where a model runs."""
     kind = memory if ESTIMATORS[wildcards.estimator].runs_model else growing
-    return kind(2000)(wildcards, attempt)
-
-
-@cache
-def expected_plan(study, job, memory_mb, stage, records, estimators):
-    """How a job is expected to fit into memory, or None.
-
-    It takes seconds of imports to know, so that it is asked in dry runs and for published
-    models only: others fit into the default.
-    """
-    described = CONFIG.studies[study]
-    if not workflow.dryrun and not any(s.checkpoint for s in described.stages):
-        return None
-    from forebear.workflow import dry_run
-
-    folder = Path(f"{RESULTS}/{study}")
-    return dry_run.expected_plan(
-        described, folder, job, memory_mb, stage, records, list(estimators)
-    )
-
-
-def planned(job, base, where, study=None, estimators=()):
-    """Resources of a job that plans its memory: `mem_mb`, and `plan` for its message.
-
-    `base` is the memory (MB) in a study without more of it; a job that cannot fit asks for
-    more. `where` gives the stage at whose model the job runs, and the name of its records.
-    """
-
-    def plan(wildcards):
-        name = study or wildcards.study
-        least = round(base * CONFIG.studies[name].memory)
-        return expected_plan(name, job, least, *where(wildcards), tuple(estimators)), least
-
-    def mem_mb(wildcards, attempt):
-        expected, least = plan(wildcards)
-        on_cpu = expected and not CONFIG.studies[study or wildcards.study].gpus
-        return growing(max(least, expected.bytes >> 20) if on_cpu else least)(wildcards, attempt)
-
-    def told(wildcards):
-        expected, _ = plan(wildcards)
-        return expected.summary if expected else "memory as planned in its log"
-
-    return {"mem_mb": mem_mb, "plan": told}
-
-
-def at_point(wildcards):
-    """Of a curvature point: the stage at whose model it is, and the stage whose data it is about."""
-    return model_of(wildcards.point), data_of(wildcards.point)
+    return kind(ASKED_MB["baselines"])(wildcards, attempt)
 
 
 def threads_of(wildcards):

@@ -16,7 +16,7 @@ rule fit_covariances:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        **planned("covariances", 4000, at_point),
+        mem_mb=memory(ASKED_MB["covariances"]),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
@@ -29,7 +29,7 @@ rule fit_covariances:
         shard=shard_of,
         engine=engine("fit_covariances"),
     message:
-        with_needs("{wildcards.study}: covariances of {wildcards.point}", planned=True)
+        with_needs("{wildcards.study}: covariances of {wildcards.point}")
     script:
         "../scripts/fit_covariances.py"
 
@@ -46,8 +46,7 @@ use rule fit_covariances as fit_covariances_shard with:
     cache: True
     message:
         with_needs(
-            "{wildcards.study}: covariances of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}",
-            planned=True,
+            "{wildcards.study}: covariances of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}"
         )
 
 
@@ -93,7 +92,7 @@ rule fit_eigenvalues:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        **planned("eigenvalues", 4000, at_point),
+        mem_mb=memory(ASKED_MB["eigenvalues"]),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:
@@ -106,7 +105,7 @@ rule fit_eigenvalues:
         shard=shard_of,
         engine=engine("fit_eigenvalues"),
     message:
-        with_needs("{wildcards.study}: eigenvalues of {wildcards.point}", planned=True)
+        with_needs("{wildcards.study}: eigenvalues of {wildcards.point}")
     script:
         "../scripts/fit_eigenvalues.py"
 
@@ -123,8 +122,7 @@ use rule fit_eigenvalues as fit_eigenvalues_shard with:
     cache: True
     message:
         with_needs(
-            "{wildcards.study}: eigenvalues of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}",
-            planned=True,
+            "{wildcards.study}: eigenvalues of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}"
         )
 
 

@@ -51,7 +51,7 @@ rule train_stage:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=memory(2000),
+        mem_mb=memory(ASKED_MB["training"]),
         runtime=growing(60),
         gpu=from_study("gpus"),
     params:
@@ -81,7 +81,7 @@ rule answer_queries:
     conda:
         "../envs/forebear.yaml"
     resources:
-        mem_mb=memory(2000),
+        mem_mb=memory(ASKED_MB["answers"]),
         runtime=growing(30),
         gpu=from_study("gpus"),
     params:

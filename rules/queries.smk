@@ -16,7 +16,7 @@ rule compute_query_gradients:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        **planned("query gradients", 4000, lambda w: (study_of(w).stage_names[-1], "queries")),
+        mem_mb=memory(ASKED_MB["query gradients"]),
         runtime=growing(60),
         gpu=from_study("gpus"),
     params:
@@ -26,7 +26,7 @@ rule compute_query_gradients:
         batch_tokens=from_study("batch_tokens"),
         engine=engine("compute_query_gradients"),
     message:
-        with_needs("{wildcards.study}: gradients of the queries at the last model", planned=True)
+        with_needs("{wildcards.study}: gradients of the queries at the last model")
     script:
         "../scripts/compute_query_gradients.py"
 
@@ -94,7 +94,7 @@ rule solve_queries:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=growing(6000),
+        mem_mb=memory(ASKED_MB["solutions"]),
         runtime=growing(480),
         gpu=from_study("gpus"),
     params:

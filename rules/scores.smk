@@ -1,5 +1,4 @@
 # Scores of every document for every query, and what divides them.
-from pathlib import Path
 
 from forebear.estimators import ESTIMATORS
 from forebear.workflow.chain_points import columns_of
@@ -41,13 +40,7 @@ for study, attributed, stage, estimators in all_passes():
             "../envs/forebear.yaml"
         threads: CONFIG.studies[study].threads
         resources:
-            **planned(
-                "scores",
-                6000,
-                lambda w, at=stage, of=Path(scored_records(study, attributed)).stem: (at, of),
-                study,
-                estimators,
-            ),
+            mem_mb=memory(ASKED_MB["scores"], study),
             runtime=growing(240),
             gpu=CONFIG.studies[study].gpus,
         params:
@@ -59,10 +52,7 @@ for study, attributed, stage, estimators in all_passes():
             batch_tokens=CONFIG.studies[study].batch_tokens,
             engine=engine("compute_pairwise_scores"),
         message:
-            with_needs(
-                f"{study}: score the documents of {attributed} at the {stage} model{note}",
-                planned=True,
-            )
+            with_needs(f"{study}: score the documents of {attributed} at the {stage} model{note}")
         script:
             "../scripts/compute_pairwise_scores.py"
 
@@ -92,13 +82,7 @@ for study, attributed, stage, estimators in all_passes():
             "../envs/forebear.yaml"
         threads: CONFIG.studies[study].threads
         resources:
-            **planned(
-                "rescoring",
-                6000,
-                lambda w, at=stage, of=Path(scored_records(study, attributed)).stem: (at, of),
-                study,
-                estimators,
-            ),
+            mem_mb=memory(ASKED_MB["scores"], study),
             runtime=growing(240),
             gpu=CONFIG.studies[study].gpus,
         params:
@@ -111,8 +95,7 @@ for study, attributed, stage, estimators in all_passes():
             engine=engine("rescore_documents"),
         message:
             with_needs(
-                f"{study}: score the outermost documents of {attributed} at the {stage} model again, with whole queries",
-                planned=True,
+                f"{study}: score the outermost documents of {attributed} at the {stage} model again, with whole queries"
             )
         script:
             "../scripts/rescore_documents.py"
@@ -176,7 +159,7 @@ rule compute_self_influence:
         "../envs/forebear.yaml"
     threads: threads_of
     resources:
-        mem_mb=memory(4000),
+        mem_mb=memory(ASKED_MB["self-influence"]),
         runtime=growing(120),
         gpu=from_study("gpus"),
     params:

@@ -12,7 +12,7 @@ from forebear.data.chat import Chat
 from forebear.data.records import Records, full_text, read_records
 from forebear.data.text_rankers import bm25_index, bm25_scores, cosine_scores, sentence_embeddings
 from forebear.data.token_files import open_sequences
-from forebear.models.checkpoints import check_context, load_model, load_tokenizer
+from forebear.models.checkpoints import check_context, load_model, load_tokenizer, warn_of_size
 from forebear.runtime.devices import device_for
 from forebear.scores.baselines import cka_scores, mean_hidden_states, random_scores, unit_patterns
 from forebear.scores.files import write_scores
@@ -27,6 +27,7 @@ if files.manifest:
 
 device = device_for(loading["gpus"])
 if params.estimator in ("embedding", "cka"):
+    warn_of_size("baselines", files.manifest, snakemake.resources.mem_mb, loading)
     directory = Path(files.manifest).parent
     model = load_model(directory, loading["gpus"], loading["precision"], loading["trust_remote_code"])
     check_context(model, loading["max_length"])

@@ -6,9 +6,11 @@ start(snakemake)
 
 from forebear.artifacts.shards import shard_kind
 from forebear.data.batches import shard_documents
+from forebear.models.checkpoints import warn_of_size
 from forebear.scores.document_pass import open_score_job
 
 params = snakemake.params
+warn_of_size("scores", snakemake.input.manifest, snakemake.resources.mem_mb, params.loading)
 job = open_score_job(params, snakemake.input)
 documents = shard_documents(job.point.examples, params.batch_tokens, *params.shard)
 kind = shard_kind("scores", params.shard)

@@ -7,12 +7,14 @@ start(snakemake)
 from forebear.data.records import read_records, record_key
 from forebear.gradients.point import open_point
 from forebear.gradients.tracked import tracked_warnings
+from forebear.models.checkpoints import warn_of_size
 from forebear.planning.budget import budget_of, shape_at
-from forebear.planning.plan import plan_query_gradients
+from forebear.planning.plan import announce, plan_query_gradients
 from forebear.queries.files import create_query_columns, kept_columns, origin_of
 from forebear.queries.gradients import stream_query_gradients
 
 params = snakemake.params
+warn_of_size("query gradients", snakemake.input.manifest, snakemake.resources.mem_mb, params.loading)
 point = open_point(
     snakemake.input.manifest,
     snakemake.input.queries,
@@ -24,7 +26,7 @@ for sentence in tracked_warnings({params.stage: point.tracked_share}):
 shape = shape_at(point)
 budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_query_gradients(shape, budget, params.batch_tokens)
-print(plan)
+announce(plan)
 path, keys = snakemake.output.gradients, [record_key(record) for record in read_records(snakemake.input.queries)]
 origin = origin_of(params, [snakemake.input.manifest])
 kept = kept_columns(path, origin, keys)

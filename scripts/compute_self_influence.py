@@ -7,13 +7,15 @@ start(snakemake)
 from forebear.artifacts.digests import params_digest
 from forebear.data.batches import shard_documents
 from forebear.gradients.point import open_point
+from forebear.models.checkpoints import warn_of_size
 from forebear.planning.budget import budget_of, shape_at
-from forebear.planning.plan import plan_eigenvalues
+from forebear.planning.plan import announce, plan_eigenvalues
 from forebear.queries.open_chain import open_inverse
 from forebear.scores.files import write_self_influence
 from forebear.scores.self_influence import self_influence
 
 params, files = snakemake.params, snakemake.input
+warn_of_size("self-influence", files.manifest, snakemake.resources.mem_mb, params.loading)
 point = open_point(
     files.manifest,
     files.records,
@@ -25,7 +27,7 @@ documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 shape = shape_at(point)
 budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_eigenvalues(shape, budget, params.batch_tokens, double=False)  # it holds as much
-print(plan)
+announce(plan)
 options = (point.examples, inverse, plan.batch_tokens, documents)
 with measured() as cost:
     values = sum(self_influence(point.model, part.blocks, *options) for part in plan.partitions)

@@ -10,10 +10,12 @@ from forebear.factors.files import create_factors
 from forebear.factors.fit import fit_covariances
 from forebear.gradients.point import open_point
 from forebear.gradients.tracked import tracked_warnings
+from forebear.models.checkpoints import warn_of_size
 from forebear.planning.budget import budget_of, shape_at
-from forebear.planning.plan import plan_covariances
+from forebear.planning.plan import announce, plan_covariances
 
 params = snakemake.params
+warn_of_size("covariances", snakemake.input.manifest, snakemake.resources.mem_mb, params.loading)
 point = open_point(
     snakemake.input.manifest,
     snakemake.input.records,
@@ -25,7 +27,7 @@ for sentence in tracked_warnings({params.point.rpartition("@")[2]: point.tracked
 shape = shape_at(point)
 budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_covariances(shape, budget, params.batch_tokens, params.label_samples, not params.loading["gpus"])
-print(plan)
+announce(plan)
 options = (params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {
     "study": params.study,

@@ -9,10 +9,12 @@ from forebear.data.batches import shard_documents
 from forebear.factors.files import create_factors, stored_eigenbasis
 from forebear.factors.fit import fit_eigenvalues
 from forebear.gradients.point import open_point
+from forebear.models.checkpoints import warn_of_size
 from forebear.planning.budget import budget_of, shape_at
-from forebear.planning.plan import plan_eigenvalues
+from forebear.planning.plan import announce, plan_eigenvalues
 
 params = snakemake.params
+warn_of_size("eigenvalues", snakemake.input.manifest, snakemake.resources.mem_mb, params.loading)
 point = open_point(
     snakemake.input.manifest,
     snakemake.input.records,
@@ -23,7 +25,7 @@ documents = shard_documents(point.examples, params.batch_tokens, *params.shard)
 shape = shape_at(point)
 budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_eigenvalues(shape, budget, params.batch_tokens, params.label_samples, not params.loading["gpus"])
-print(plan)
+announce(plan)
 options = (basis, params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {
     "study": params.study,

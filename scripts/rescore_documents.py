@@ -9,12 +9,14 @@ from collections import Counter
 import numpy as np
 
 from forebear.artifacts.hdf5 import read_attributes
+from forebear.models.checkpoints import warn_of_size
 from forebear.queries.files import KIND
 from forebear.scores.document_pass import open_score_job
 from forebear.scores.files import read_scores, write_scores
 from forebear.scores.rescoring import rescore
 
 params, files = snakemake.params, snakemake.input
+warn_of_size("scores", files.manifest, snakemake.resources.mem_mb, params.loading)
 job = open_score_job(params, files)
 compressed = {}  # by columns: the attributes of their file
 for file in files.compressed:

@@ -11,12 +11,14 @@ import torch
 from forebear.artifacts.manifests import point_digests
 from forebear.factors.gauss_newton import GaussNewton
 from forebear.gradients.point import open_point
+from forebear.models.checkpoints import warn_of_size
 from forebear.queries.chain import apply_chain
 from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns, solves_of
 from forebear.queries.open_chain import open_inverse
 from forebear.queries.solve import SolvedInverse, SolverOptions, choose_queries, choose_sequences
 
 params, files = snakemake.params, snakemake.input
+warn_of_size("solutions", files.last, snakemake.resources.mem_mb, params.loading)
 options = SolverOptions(**params.solvers)
 queries = read_query_columns(files.gradients, point_digests(files.last, files.queries))
 chosen = queries.at(choose_queries(len(queries.losses), options.queries).numpy())

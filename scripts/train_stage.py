@@ -12,7 +12,7 @@ from forebear.data.chat import Chat
 from forebear.data.records import Records, classes_of
 from forebear.data.token_files import open_sequences
 from forebear.models.causality import check_causality
-from forebear.models.checkpoints import check_context, load_model, load_tokenizer, save_checkpoint
+from forebear.models.checkpoints import check_context, load_model, load_tokenizer, save_checkpoint, warn_of_size
 from forebear.models.heads import classes_by_label, with_head
 from forebear.models.training import Schedule, build_model, build_tokenizer, train
 from forebear.runtime.devices import device_for
@@ -20,6 +20,7 @@ from forebear.runtime.devices import device_for
 params = snakemake.params
 loading = params.loading
 if snakemake.input.previous:
+    warn_of_size("training", snakemake.input.previous, snakemake.resources.mem_mb, loading)
     previous = Path(snakemake.input.previous).parent
     tokenizer = load_tokenizer(previous, loading["trust_remote_code"])
     model = load_model(previous, trust_remote_code=loading["trust_remote_code"]).requires_grad_(True)

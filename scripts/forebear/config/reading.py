@@ -57,10 +57,29 @@ def parse_config(config: dict) -> Config:
         raise ForebearError(_sentence(error)) from error
 
 
-def read_config(path: str | Path) -> Config:
-    refuse_duplicate_keys(path)
-    with Path(path).open(encoding="utf-8") as handle:
-        return parse_config(yaml.safe_load(handle))
+def read_config(*paths: str | Path) -> Config:
+    """The config of some files, each of which adds to those before it key by key, as Snakemake merges them.
+
+    Raises:
+        ForebearError: a file cannot be read, or a key is wrong.
+    """
+    merged: object = {}
+    for path in paths:
+        try:
+            refuse_duplicate_keys(path)
+            with Path(path).open(encoding="utf-8") as handle:
+                merged = _merged(merged, yaml.safe_load(handle) or {})
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ForebearError(
+                f"{path}: cannot be read as a config ({error}); correct its name or its YAML."
+            ) from error
+    return parse_config(merged)
+
+
+def _merged(first: object, second: object) -> object:
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    return first | {key: _merged(first.get(key), value) for key, value in second.items()}
 
 
 def refuse_duplicate_keys(path: str | Path) -> None:

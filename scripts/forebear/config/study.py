@@ -260,7 +260,7 @@ class Study(Section):
     trust_remote_code: bool = False
     """Run the Python code that a published model may bring; read that code first, it can do anything that you can."""
     memory: float = Field(1.0, gt=0)
-    """Multiplies the memory that jobs on models ask for; a large model needs more than the defaults."""
+    """Multiplies the memory that jobs on models ask for; for a large model `python -m forebear.workflow.dry_run` says how much is enough."""
 
     @field_validator("corpus", mode="before")
     @classmethod

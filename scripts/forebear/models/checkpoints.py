@@ -4,7 +4,7 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,6 +53,8 @@ from forebear.models.inspection import (
 from forebear.models.vocabulary import check_tokenizer_files, check_vocabulary, needs_packages
 from forebear.runtime.atomic import atomic_files
 from forebear.runtime.devices import device_for
+from forebear.runtime.job import warn
+from forebear.runtime.memory import PROCESS_BYTES, memory_for
 
 # What a checkpoint consists of, beside its manifest; the rule that trains names each as an
 # output, so that a cache of outputs holds all of it.
@@ -341,6 +343,26 @@ def model_without_weights(directory: str | Path, trust_remote_code: bool = False
     with explained_load(directory, trust_remote_code), torch.device("meta"):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
         return model_classes(config)[0].from_config(config, trust_remote_code=trust_remote_code)
+
+
+def warn_of_size(job: str, manifest: str | Path, memory_mb: float, loading: Mapping) -> None:
+    """Warn, before a model is loaded, where it alone is more than its job asked for: a scheduler may end the job there.
+
+    Over several GPUs a model is loaded part by part; to none or one it comes as a whole through the main memory.
+
+    Args:
+        job: as `memory.ASKED_MB` names it.
+        memory_mb: what it asked for, in this attempt.
+        loading: the params section that says how the job opens the model.
+    """
+    model = model_without_weights(Path(manifest).parent, loading["trust_remote_code"])
+    precision = getattr(torch, loading.get("precision", "float32"))
+    taken = PROCESS_BYTES + model.num_parameters() * precision.itemsize
+    if loading["gpus"] <= 1 and taken > memory_mb * 2**20:
+        warn(
+            f"{job}: the model and the process alone take {taken / 2**30:.1f} GB, but the job asked for {memory_mb} MB, "
+            f"where a scheduler may end it; set `memory: {memory_for(job, taken):g}` or more in the study."
+        )
 
 
 def load_encoder(directory: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:

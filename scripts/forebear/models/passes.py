@@ -68,16 +68,11 @@ def attempt(run: Callable[..., Result], *arguments: object) -> tuple[bool, Resul
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    free_memory()
+    gc.collect(1)  # what an exception held is young; a full collection takes a third of a second
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     return False, None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in MESSAGES)
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect(1)  # what an exception held is young; a full collection takes a third of a second
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ a boolean mask over the documents, and the order of the remaining ones does not 
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -77,7 +78,11 @@ def build_tokenizer(records: Iterable[dict]) -> PreTrainedTokenizerFast:
 
 
 def build_model(model_config: dict, tokenizer, seed: int) -> PreTrainedModel:
-    """A freshly initialised causal language model of any architecture that transformers knows."""
+    """A freshly initialised causal language model of any architecture that transformers knows.
+
+    Raises:
+        ForebearError: it cannot be built from these options.
+    """
     options = dict(model_config)
     model_type = options.pop("model_type")
     try:
@@ -89,11 +94,16 @@ def build_model(model_config: dict, tokenizer, seed: int) -> PreTrainedModel:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    except ValueError as error:
-        raise ForebearError(f"model: transformers cannot build the model_type {model_type!r}: {error}") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config)
+    except MemoryError:
+        raise
+    except Exception as error:  # all that runs here is the library, on a user's section
+        raise ForebearError(
+            f"model: transformers cannot build the model_type {model_type!r} of these options "
+            f"({shorten(str(error), 300, placeholder=' …')}); correct the study's `model`."
+        ) from error
 
 
 def train(

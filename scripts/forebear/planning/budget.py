@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from forebear.data.token_files import lengths_of
 from forebear.gradients.blocks import Block
 from forebear.gradients.point import Point
+from forebear.runtime.memory import PROCESS_BYTES
 
 FLOAT = 4  # bytes: whatever is computed from a pass is in float32
-PROCESS_BYTES = 450 << 20  # the interpreter with its libraries
 GPU_FRACTION = 0.9  # of a GPU's free memory that is planned with; the rest is lost between allocations
 
 
@@ -33,6 +33,7 @@ class Budget:
 
     total: int
     taken: int
+    gpus: int = 0
 
     @property
     def room(self) -> int:
@@ -64,5 +65,5 @@ def budget_of(model_bytes: int, memory_mb: float, gpus: int) -> Budget:
     """
     if gpus:
         free = sum(torch.cuda.mem_get_info(k)[0] for k in range(gpus))
-        return Budget(model_bytes + int(GPU_FRACTION * free), model_bytes)
+        return Budget(model_bytes + int(GPU_FRACTION * free), model_bytes, gpus)
     return Budget(int(memory_mb * 2**20), PROCESS_BYTES + model_bytes)

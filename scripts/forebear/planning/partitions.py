@@ -1,7 +1,7 @@
 """Parts of a computation that memory holds one at a time: some blocks, and some of the queries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from forebear.gradients.blocks import Block
 
@@ -17,16 +17,6 @@ class Partition:
     @property
     def queries(self) -> slice:
         return slice(self.first, self.stop)
-
-    def halves(self, queries: int) -> list["Partition"]:
-        """Two partitions of half as many blocks, or queries where it has one linear map; none if it has one query too."""
-        maps = by_map(self.blocks)
-        if len(maps) > 1:
-            middle = len(maps) // 2
-            return [replace(self, blocks=joined(part)) for part in (maps[:middle], maps[middle:])]
-        stop = queries if self.stop is None else self.stop
-        middle = (self.first + stop) // 2
-        return [replace(self, stop=middle), replace(self, first=middle)] if middle > self.first else []
 
 
 def by_map(blocks: Sequence[Block]) -> list[tuple[Block, ...]]:

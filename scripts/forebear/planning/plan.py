@@ -13,6 +13,8 @@ from itertools import pairwise
 from forebear.gradients.blocks import Block, factor_elements
 from forebear.planning.budget import FLOAT, Budget, Shape
 from forebear.planning.partitions import Partition, by_map, joined
+from forebear.runtime.job import warn
+from forebear.runtime.memory import memory_for
 
 SMALLEST_BATCH = 256  # tokens; smaller ones keep a processor from its speed
 LOGITS_COPIES = 4  # of a batch: the logits, their logarithms, and the gradients of both
@@ -42,11 +44,15 @@ class Plan:
         return max(0, self.bytes - self.budget.total)
 
     @property
-    def summary(self) -> str:
-        """A few words for the list of jobs."""
-        runs = f", {len(self.partitions)} partitions" if len(self.partitions) > 1 else ""
-        factored = ", factored" if self.factored else ""
-        return f"about {self.bytes / 2**30:.1f} GB{runs}{factored}, {self.passes:.1f} passes"
+    def lack(self) -> str:
+        """What to do where the smallest partitions and batches take more than there is; empty where they do not."""
+        if not self.excess:
+            return ""
+        remedy = "raise `gpus`" if self.budget.gpus else f"set `memory: {memory_for(self.job, self.bytes):g}` or more"
+        return (
+            f"{self.job}: the smallest partitions and batches take about {self.bytes / 2**30:.1f} GB, and there are "
+            f"{self.budget.total / 2**30:.1f} GB; {remedy} in the study."
+        )
 
     def __str__(self) -> str:
         rows = {
@@ -61,9 +67,14 @@ class Plan:
         if self.factored:
             of = len({block.name for part in self.partitions for block in part.blocks})
             lines.append(f"  outer products of queries stay factored in {len(self.factored)} of {of} blocks")
-        if self.excess:
-            lines.append("  That is more than there is, but cannot be split further; it is tried nevertheless.")
         return "\n".join(lines)
+
+
+def announce(plan: Plan) -> None:
+    """Say in a job's log what it is about to do, and warn where that takes more than there is; it is tried nevertheless."""
+    print(plan)
+    if plan.lack:
+        warn(plan.lack)
 
 
 def plan_covariances(shape: Shape, budget: Budget, batch_tokens: int, samples: int = 1, double: bool = True) -> Plan:

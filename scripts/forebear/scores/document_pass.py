@@ -16,6 +16,7 @@ from forebear.data.records import read_records, record_key
 from forebear.estimators import ESTIMATORS
 from forebear.gradients.point import Point, open_point
 from forebear.planning.budget import budget_of, shape_at
+from forebear.planning.plan import announce
 from forebear.planning.score_plan import plan_scores
 from forebear.queries.files import QueryColumns, read_query_columns
 from forebear.scores.pairwise import Request, pairwise_scores
@@ -108,7 +109,7 @@ class ScoreJob:
             [(request.columns, request.blocks) for request in requests.values()],
             {name: columns.rank for name, columns in queries.items()},
         )
-        print(plan)
+        announce(plan)
         return pairwise_scores(
             self.point.model,
             self.point.blocks,

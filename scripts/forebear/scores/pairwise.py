@@ -9,6 +9,7 @@ Larger scores mean proponents: more weight on the document lowers the query's lo
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ from transformers import PreTrainedModel
 from forebear.data.batches import batch_indices
 from forebear.data.sequences import Example
 from forebear.gradients.blocks import Block, device_of
-from forebear.gradients.capture import captured_batches
+from forebear.gradients.capture import capture
 from forebear.gradients.outer_products import Matrices, OuterProducts, formed, in_memory
 from forebear.gradients.per_sequence import gradient_slices
-from forebear.models.passes import NotEnoughMemoryError, attempt, free_memory
+from forebear.models.passes import NotEnoughMemoryError, attempt, in_batches
 from forebear.planning.partitions import Partition
 
 FLUSH_SECONDS = 20.0  # scores are handed on at least this often
@@ -55,8 +56,8 @@ def pairwise_scores(
     """Score every document against every query, for all estimators in one pass, or in one for each partition.
 
     Where there are several partitions, the documents go through all of them in groups, so
-    that finished rows are written every few minutes. A partition or a batch that does not
-    fit into memory is halved.
+    that finished rows are written every few minutes. A batch that does not fit into memory
+    beside its partition's queries is run in halves.
 
     Args:
         columns: name → block → preconditioned queries [Q, O, I], in memory or in a file from
@@ -70,24 +71,21 @@ def pairwise_scores(
     Returns:
         Seconds per estimator: the passes over the documents, which each would need alone,
         plus reading and contracting its own columns.
+
+    Raises:
+        NotEnoughMemoryError: a partition's queries do not fit, or one document does not beside them.
     """
     todo = batch_indices(examples, batch_tokens, documents)
-    done = np.zeros(len(examples), bool)
     read = frozenset().union(*(request.blocks for request in requests.values()))
     parts = list(partitions) or [Partition(tuple(block for block in blocks if block.name in read))]
     clock, pending, size = _Clock(), _Pending(write), FIRST_GROUP
     while todo:
         group = todo if len(parts) == 1 else todo[:size]
         began = time.monotonic()
-        try:
-            for scored, scores in _score_group(model, examples, group, columns, requests, parts, factored, clock):
-                done[scored] = True
-                pending.add(scored, scores)
-            size = max(1, round(len(group) * GROUP_SECONDS / (time.monotonic() - began)))
-        except NotEnoughMemoryError as error:
-            parts = _halved(parts, columns, error)
-        free_memory()
-        todo = [rest for batch in todo if (rest := [i for i in batch if not done[i]])]
+        for scored, scores in _score_group(model, examples, group, columns, requests, parts, factored, clock):
+            pending.add(scored, scores)
+        size = max(1, round(len(group) * GROUP_SECONDS / (time.monotonic() - began)))
+        todo = todo[len(group) :]
     pending.flush()
     return {
         estimator: sum(
@@ -95,15 +93,6 @@ def pairwise_scores(
         )
         for estimator, request in requests.items()
     }
-
-
-def _halved(partitions: Sequence[Partition], columns: Mapping, error: NotEnoughMemoryError) -> list[Partition]:
-    queries = max(map(_queries, columns.values()))
-    smaller = [half for partition in partitions for half in (partition.halves(queries) or [partition])]
-    if len(smaller) == len(partitions):
-        raise error
-    print(f"{error} Going on with {len(smaller)} partitions in place of {len(partitions)}.", flush=True)
-    return smaller
 
 
 def _score_group(
@@ -116,11 +105,7 @@ def _score_group(
     factored: Collection[str],
     clock: "_Clock",
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """(documents [B], estimator → scores [B, Q]) of a group's batches, after a pass for every partition.
-
-    Raises:
-        NotEnoughMemoryError: a partition does not fit, not even with one document.
-    """
+    """(documents [B], estimator → scores [B, Q]) of a group's batches, after a pass for every partition."""
     rows = {document: row for row, document in enumerate(document for batch in group for document in batch)}
     totals: dict[object, Tensor] = {}  # of the partitions so far, if there are several
     norms: dict[str, Tensor] = {}
@@ -128,14 +113,10 @@ def _score_group(
         name = "scores" if len(partitions) == 1 else f"scores, part {k} of {len(partitions)}"
         fits, held = attempt(_hold, model, columns, requests, partition, factored, clock)
         if not fits:
-            raise NotEnoughMemoryError(f"{name}: its queries do not fit into memory.")
+            raise NotEnoughMemoryError(f"{name}: its queries do not fit into memory; raise `memory` or `gpus`.")
         _add_norms(norms, columns, requests, partition, held)
-        for batch, captured in captured_batches(model, partition.blocks, examples, group, name):
-            fits, sums = attempt(_contract, captured, columns, requests, partition, held, clock)
-            if not fits:
-                raise NotEnoughMemoryError(
-                    f"{name}: the gradients of a batch do not fit into memory beside the queries."
-                )
+        run = partial(_contract, model, columns, requests, partition, held, clock)
+        for batch, sums in in_batches(run, examples, group, name):
             if len(partitions) > 1:
                 places = [rows[document] for document in batch.indices.tolist()]
                 for key, term in sums.items():
@@ -145,7 +126,7 @@ def _score_group(
             if k == len(partitions):
                 yield batch.indices.numpy(), {e: _score(sums, norms, e) for e in requests}
             clock.restart()
-        del held  # before the next partition's are read
+        del held, run  # before the next partition's are read
 
 
 def _hold(
@@ -180,11 +161,13 @@ def _add_norms(norms, columns, requests, partition, held) -> None:
                 total[partition.queries] += squares
 
 
-def _contract(captured, columns, requests, partition, held, clock) -> dict[object, Tensor]:
+def _contract(model, columns, requests, partition, held, clock, batch) -> dict[object, Tensor]:
     """A partition's part of a batch's products with the queries, estimator → [B, Q].
 
     For a cosine also of the documents' squared lengths, (estimator, "squares") → [B].
     """
+    captured = capture(model, partition.blocks, batch)
+    clock.lap("pass")
     sequences, losses = len(captured.losses), captured.losses
     sums = {e: losses.new_zeros(sequences, _queries(columns[request.columns])) for e, request in requests.items()}
     sums |= {(e, "squares"): losses.new_zeros(sequences) for e, request in requests.items() if request.cosine}

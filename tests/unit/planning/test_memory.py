@@ -1,7 +1,10 @@
 """Partitions, smaller batches and plans change what is in memory, never what comes out."""
 
 import copy
+import math
 import re
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -12,9 +15,10 @@ from transformers import GPTNeoXConfig
 
 from conftest import random_examples
 from copies import ROOT, copy_workflow
-from forebear.config.reading import parse_config
+from forebear.config.reading import parse_config, read_config
 from forebear.data.batches import collate
 from forebear.data.records import write_records
+from forebear.errors import ForebearError
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.files import create_factors, stored_covariances, stored_eigenbasis
 from forebear.factors.fit import fit_covariances, fit_eigenvalues
@@ -23,17 +27,19 @@ from forebear.gradients.blocks import Block, tracked_blocks
 from forebear.gradients.capture import capture, captured_batches
 from forebear.gradients.outer_products import formed
 from forebear.gradients.per_sequence import sequence_gradients
+from forebear.models.checkpoints import model_without_weights, warn_of_size
 from forebear.models.passes import NotEnoughMemoryError
 from forebear.planning.budget import Budget, Shape, shape_of
 from forebear.planning.partitions import Partition, by_map
-from forebear.planning.plan import plan_covariances, plan_eigenvalues, split_preconditioning
+from forebear.planning.plan import announce, plan_covariances, plan_eigenvalues, split_preconditioning
 from forebear.planning.score_plan import plan_scores
 from forebear.queries.chain import DampedInverse
 from forebear.queries.files import create_query_columns, read_query_columns
 from forebear.queries.gradients import query_gradients
+from forebear.runtime.memory import ASKED_MB
 from forebear.scores.pairwise import Request, pairwise_scores
 from forebear.scores.self_influence import self_influence
-from forebear.workflow.dry_run import expected_plan
+from forebear.workflow.dry_run import asked_mb, expected_jobs, expected_plans, number_of_queries, table
 from plans import Planner
 
 
@@ -269,13 +275,34 @@ class Heavy:
         return self.tensor[queries]
 
 
-def test_partitions_that_do_not_fit_are_halved(model, blocks, documents, columns, requests, expected, capsys):
+def test_queries_that_do_not_fit_are_an_error_in_a_sentence(model, blocks, documents, columns, requests):
+    """The plan splits them (below); nothing is split a second time."""
     last = blocks[-1].name
     heavy = {name: {**tensors, last: Heavy(tensors[last])} for name, tensors in columns.items()}
-    scores = scored(model, blocks, documents, heavy, requests)
+    with pytest.raises(NotEnoughMemoryError, match="scores: its queries do not fit into memory; raise `memory`"):
+        scored(model, blocks, documents, heavy, requests)
+
+
+class Wide(torch.Tensor):
+    """Columns with which memory holds the products of two documents at the most."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.addmm_ and len(args[1]) > 2:
+            raise ERRORS["processor"]
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("partitions", PARTITIONS.values(), ids=PARTITIONS)
+def test_a_batch_whose_products_do_not_fit_is_halved(
+    model, blocks, documents, columns, requests, expected, partitions, capsys
+):
+    last = blocks[-1].name
+    wide = {name: {**tensors, last: tensors[last].as_subclass(Wide)} for name, tensors in columns.items()}
+    scores = scored(model, blocks, documents, wide, requests, batch_tokens=36, partitions=partitions(blocks))
     for name in requests:
         np.testing.assert_allclose(scores[name], expected[name], rtol=2e-6, atol=1e-6 * np.abs(expected[name]).max())
-    assert "Going on with 2 partitions in place of 1." in capsys.readouterr().out
+    assert "36 tokens did not fit into memory; going on with 18" in capsys.readouterr().out
 
 
 def test_a_document_that_does_not_fit_beside_any_queries_is_an_error(model, blocks, documents, columns, requests):
@@ -352,12 +379,19 @@ def test_queries_are_split_where_the_columns_of_one_map_are_too_many():
     assert any(part.first for part in plan.partitions)
 
 
-def test_what_cannot_be_split_further_is_tried_and_said():
+def test_what_cannot_be_split_further_is_tried_and_said(capsys):
     plan = plan_covariances(shape(), budget(0.51), 4096)
     assert len(plan.partitions) == len(by_map(shape().blocks))
     assert plan.batch_tokens == 256
-    assert "cannot be split further" in str(plan)
-    assert "cannot" not in str(planned_scores(32))
+    announce(plan)
+    said = capsys.readouterr().out
+    assert str(plan) in said
+    (wanted,) = re.findall(r"warning: covariances: .* set `memory: ([\d.]+)` or more in the study.", said)
+    asked = ASKED_MB["covariances"] * float(wanted) / 1024
+    assert not plan_covariances(shape(), Budget(gib(asked), gib(0.5)), 4096).lack
+    assert plan_covariances(shape(), Budget(gib(asked - 0.4), gib(0.5)), 4096).lack
+    assert "raise `gpus`" in plan_covariances(shape(), Budget(gib(0.51), gib(0.5), gpus=1), 4096).lack
+    assert not planned_scores(32).lack
 
 
 def test_passes_by_hand():
@@ -385,9 +419,8 @@ def test_columns_stay_factored_where_that_saves_passes():
     assert not planned_factors(64, 32).factored
     assert planned_factors(2, 8).factored == ALL
     assert len(planned_factors(2, 8).partitions) == 1
-    assert "factored" in planned_factors(2, 8).summary
     assert "stay factored in 20 of 20 blocks" in str(planned_factors(2, 8))
-    assert "factored" not in planned_factors(64, 32).summary + str(planned_factors(64, 32))
+    assert "factored" not in str(planned_factors(64, 32))
     assert not planned_factors(2, 600).factored  # which would take more memory and work than the matrices
     wide = {b.name for b in large_blocks() if 2048 in b.shape}
     assert planned_factors(4, 8).factored == wide  # they save memory for less work than the others
@@ -447,24 +480,31 @@ def study_with(**changes):
     return parse_config(config).studies["tiny"]
 
 
-def expect(study, folder, job="scores", stage="pretraining", records="pretraining", memory_mb=4000):
-    return expected_plan(study, folder, job, memory_mb, stage, records, ["multistage-ekfac", "gradient-dot", "cg"])
+def expect(study, folder):
+    """Title of every job → its plan."""
+    return {job.title: plan for job, plan in expected_plans(study, folder)}
 
 
-@pytest.mark.parametrize("job", ["covariances", "eigenvalues", "query gradients", "scores"])
-def test_jobs_are_planned_from_the_config_alone(tmp_path, job):
-    plan = expect(study_with(), tmp_path, job)
-    names = [b.name for part in plan.partitions for b in part.blocks]
-    assert names == [
-        f"gpt_neox/layers/0/{b}"
-        for b in ("attention/query_key_value", "attention/dense", "mlp/dense_h_to_4h", "mlp/dense_4h_to_h")
-    ]
-    assert 0.4 < plan.bytes / 2**30 < 1
-    assert plan.summary in f"about {plan.bytes / 2**30:.1f} GB, {plan.passes:.1f} passes"
+SCORES = "score the documents of pretraining at the pretraining model"
+
+
+def test_jobs_are_planned_from_the_config_alone(tmp_path):
+    plans = expect(study_with(), tmp_path)
+    planned = ["covariances of pretraining@finetuning", "gradients of the queries at the last model", SCORES]
+    for plan in map(
+        plans.get, [*planned, "eigenvalues of finetuning", "self-influence of the documents of pretraining"]
+    ):
+        names = [b.name for part in plan.partitions for b in part.blocks]
+        assert names == [
+            f"gpt_neox/layers/0/{b}"
+            for b in ("attention/query_key_value", "attention/dense", "mlp/dense_h_to_4h", "mlp/dense_4h_to_h")
+        ]
+        assert 0.4 < plan.bytes / 2**30 < 1
 
 
 def test_files_that_are_there_count_more_than_the_config(tmp_path):
-    before = expect(study_with(), tmp_path)
+    study = study_with(estimators=["multistage-ekfac", "gradient-dot", "cg"])
+    before = expect(study, tmp_path)[SCORES]
     config = GPTNeoXConfig(
         hidden_size=48, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, vocab_size=99
     )
@@ -472,7 +512,7 @@ def test_files_that_are_there_count_more_than_the_config(tmp_path):
     (tmp_path / "data").mkdir()
     write_records(tmp_path / "data/pretraining.jsonl", [{"text": "a b c"}] * 4)
     write_records(tmp_path / "data/queries.jsonl", [{"prompt": "a", "completion": "b"}] * 500)
-    after = expect(study_with(), tmp_path)
+    after = expect(study, tmp_path)[SCORES]
     assert len({b.name for part in after.partitions for b in part.blocks}) == 12
     tracked = [b for part in after.partitions for b in part.blocks]
     elements, sides = sum(b.shape[0] * b.shape[1] for b in tracked), sum(sum(b.shape) for b in tracked)
@@ -481,31 +521,115 @@ def test_files_that_are_there_count_more_than_the_config(tmp_path):
     assert after.passes > 10 * before.passes
 
 
-def test_a_published_models_shape_is_known_once_its_config_is_there(tmp_path):
+def published_study(**changes):
+    checkpoint = {"hub": "somebody/model", "revision": "main"}
     stages = [
-        {"name": "pretraining", "checkpoint": str(tmp_path / "published"), "damping": 0.1},
+        {"name": "pretraining", "checkpoint": checkpoint, "damping": 0.1},
         {"name": "finetuning", "training": {"epochs": 1, "learning_rate": 1e-4}, "damping": 0.1},
     ]
-    study = study_with(stages=stages, model=None, cost={}, estimators=["multistage-ekfac"])
-    assert expect(study, tmp_path, stage="finetuning") is None
-    GPTNeoXConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=2, vocab_size=99).save_pretrained(
-        tmp_path / "published"
+    return study_with(stages=stages, model=None, cost={}, estimators=["multistage-ekfac", "embedding"], **changes)
+
+
+def test_a_published_models_shape_is_known_once_its_config_is_there(tmp_path):
+    study = published_study()
+    assert set(expect(study, tmp_path).values()) == {None}
+    said = table("s", study, tmp_path)
+    assert said.count("not known") == len(expected_jobs(study))
+    assert f"snakemake --cores 1 {tmp_path}/checkpoints/pretraining/manifest.json` fetches them" in said
+    config = GPTNeoXConfig(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, vocab_size=99
     )
-    assert len(expect(study, tmp_path, stage="finetuning").partitions[0].blocks) == 12
+    config.save_pretrained(tmp_path / "checkpoints/pretraining")
+    assert len(expect(study, tmp_path)["covariances of finetuning"].partitions[0].blocks) == 12
+    assert "not known" not in table("s", study, tmp_path)
+
+
+def test_the_table_says_which_memory_is_enough(tmp_path):
+    """Models that are larger than what their jobs ask for, for which nothing is raised behind the user's back."""
+    wide = GPTNeoXConfig(hidden_size=2048, num_hidden_layers=8, num_attention_heads=2, vocab_size=50000)
+    wide.save_pretrained(tmp_path / "checkpoints/pretraining")
+    (said,) = re.findall(r"set `memory: ([\d.]+)` or more in the study s\.", table("s", published_study(), tmp_path))
+    plans = expect(published_study(memory=float(said)), tmp_path)
+    assert not any(plan.lack for plan in plans.values())
+    assert plans["let the last model answer the queries"].bytes > 2**30 * 2  # the model alone is more than the default
+    less = expect(published_study(memory=float(said) - 0.2), tmp_path)
+    assert any(plan.lack for plan in less.values())
+    on_gpus = expect(published_study(gpus=2), tmp_path)
+    assert not any(plan.lack for plan in on_gpus.values())
+    assert "on 2 GPUs" in table("s", published_study(gpus=2), tmp_path)
+
+
+def test_the_table_says_where_the_number_of_queries_is_assumed(tmp_path):
+    corpus = {
+        "documents": dict.fromkeys(("pretraining", "finetuning"), "d.jsonl"),
+        "queries": str(tmp_path / "q.jsonl"),
+    }
+    study = study_with(corpus=corpus)
+    assert "100 queries are assumed" in table("s", study, tmp_path)
+    write_records(tmp_path / "q.jsonl", [{"prompt": "a", "completion": "b"}] * 500)
+    assert "assumed" not in table("s", study, tmp_path)
+    assert number_of_queries(study, tmp_path) == 500
+
+
+def test_a_mistake_in_the_config_ends_the_command_in_its_sentence(tmp_path):
+    more = tmp_path / "more.yaml"
+    more.write_text(yaml.safe_dump({"studies": {"tiny": {"memry": 2}}}))  # which adds to the tiny study
+    command = [sys.executable, "-m", "forebear.workflow.dry_run", ROOT / "tests/tiny.yaml", more]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: config: unknown key `studies.tiny.memry`")
+    more.write_text("studies: [")
+    with pytest.raises(ForebearError, match=r"more\.yaml: cannot be read as a config"):
+        read_config(more)
+    with pytest.raises(ForebearError, match=r"none\.yaml: cannot be read as a config"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_a_model_that_cannot_be_built_is_an_error_in_a_sentence(tmp_path):
+    study = study_with(model={"model_type": "gpt_neox", "hidden_size": 16, "num_attention_heads": 3}, cost={})
+    with pytest.raises(
+        ForebearError, match=r"'gpt_neox' .* hidden size is not divisible .*; correct the study's `model`"
+    ):
+        table("tiny", study, tmp_path)
+
+
+def test_a_model_that_is_more_than_its_job_asked_for_is_said_before_it_is_loaded(tmp_path, capsys):
+    config = GPTNeoXConfig(hidden_size=2048, num_hidden_layers=4, num_attention_heads=2, vocab_size=50000)
+    config.save_pretrained(tmp_path)  # and no weights
+    loading = {"gpus": 0, "trust_remote_code": False, "precision": "float32"}
+    warn_of_size("answers", tmp_path / "manifest.json", 2000, loading)
+    taken = (450 << 20) + 4 * model_without_weights(tmp_path).num_parameters()
+    wanted = math.ceil(10 * taken / 2**20 / 2000) / 10
+    said = capsys.readouterr().out
+    assert f"warning: answers: the model and the process alone take {taken / 2**30:.1f} GB, but the job asked" in said
+    assert f"set `memory: {wanted:g}` or more in the study." in said
+    warn_of_size("answers", tmp_path / "manifest.json", 2000 * wanted, loading)
+    warn_of_size("answers", tmp_path / "manifest.json", 2000, {**loading, "gpus": 2})
+    warn_of_size("scores", tmp_path / "manifest.json", 2000, {**loading, "precision": "bfloat16"})
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_dry_run_tells_memory_and_passes(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"compression": {"rank": 2}, "shards": 3, "estimators": ["multistage-relatif", "trak"], "memory": 2.5}],
+    ids=["whole", "compressed"],
+)
+def test_the_table_has_the_jobs_of_a_dry_run_and_what_they_ask_for(tmp_path, changes):
+    config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    config["studies"]["tiny"].update(changes)
     planner = Planner()
-    output = planner.run(copy_workflow(tmp_path, yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())), "--dry-run")
+    output = planner.run(copy_workflow(tmp_path, config), "--dry-run")
     planner.close()
-    for job in (
-        "covariances of pretraining",
-        "eigenvalues of finetuning",
-        "gradients of the queries",
-        "score the documents",
-    ):
-        assert re.search(rf"tiny: {job}.* \[1 threads, \d+ MB, 0 GPUs; about 0\.\d GB, \d+\.\d passes\]", output), job
+    study = parse_config(config).studies["tiny"]
+    needs = {
+        (re.sub(", shard .*", "", title), int(mb))
+        for title, mb in re.findall(r"^Job \d+: tiny: (.*) \[1 threads, (\d+) MB, 0 GPUs\]", output, re.M)
+    }
+    asked = {(job.title, asked_mb(study, job.kind)) for job in expected_jobs(study)}
+    assert asked <= needs
+    planned = ("covariances", "eigenvalues", "self-influence", "gradients", "score ", "solve", "train", "let")
+    assert {need for need in needs if need[0].startswith(planned)} <= asked
 
 
 @pytest.mark.slow
@@ -514,11 +638,9 @@ def test_a_dry_run_tells_of_compressed_queries_and_of_documents_that_are_scored_
     config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
     config["studies"]["tiny"].update(shards=shards, compression={"rank": 2}, estimators=["multistage-relatif", "trak"])
     planner = Planner()
-    folder = copy_workflow(tmp_path, config)
-    output, rules = planner.run(folder, "--dry-run"), planner.rules(folder)
+    rules = planner.rules(copy_workflow(tmp_path, config))
     planner.close()
     at = "tiny_pretraining_at_pretraining"
     assert {"compress_queries", f"compute_pairwise_scores_{at}", f"rescore_documents_{at}", "normalise_scores"} <= rules
     assert ("gather_compressed_scores" in rules) == (shards > 1)
     assert "gather_scores" not in rules
-    assert re.search(r"outermost documents .* again, with whole queries \[.*; about 0\.\d GB, \d+\.\d passes\]", output)
