@@ -19,12 +19,11 @@ from forebear.runtime.devices import device_for
 
 params, files = snakemake.params, snakemake.input
 loading = params.loading
-trusted = loading["trust_remote_code"]
 data_digest = collection_digest(files.attributed)
 subsets = read_subsets(files.subsets, {"data_digest": data_digest})
 records = [read_records(file) for file in files.records]
 if files.initial:
-    tokenizer = load_tokenizer(Path(files.initial).parent, trusted)
+    tokenizer = load_tokenizer(Path(files.initial).parent, loading["trust_remote_code"])
 else:
     tokenizer = build_tokenizer([record for part in records for record in part])
 stages = {
@@ -38,7 +37,9 @@ stages = {
 def initial(seed):
     """Where the first attributed stage starts: where the stage before ended, or fresh weights."""
     if files.initial:
-        model = load_model(Path(files.initial).parent, trust_remote_code=trusted).requires_grad_(True)
+        model = load_model(Path(files.initial).parent, trust_remote_code=loading["trust_remote_code"]).requires_grad_(
+            True
+        )
     else:
         model = build_model(params.model, tokenizer, seed)
     return model.to(device_for(loading["gpus"]))

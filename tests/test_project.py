@@ -47,13 +47,6 @@ def test_every_entry_of_every_profile_has_a_comment():
                 sections += [value] if isinstance(value, yaml.MappingNode) else []
 
 
-def test_every_script_that_uses_gpus_leases_them_before_it_imports_torch():
-    for path in (ROOT / "scripts").glob("*.py"):
-        script = path.read_text()
-        if "params.gpus" in script:
-            assert script.index("lease_devices(") < script.index("from forebear.", script.index("start(")), path
-
-
 def test_every_estimator_is_on_the_page():
     page = (ROOT / "docs/estimators.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`([a-z0-9-]+)`", page.split("Where the head")[0])) == set(ESTIMATORS)

@@ -145,3 +145,19 @@ def test_fewer_devices_than_asked_for_is_one_sentence(visible, monkeypatch):
 def test_a_study_without_gpus_leases_none(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert lease_devices(0) == []
+
+
+@pytest.mark.parametrize("params", ["gpus=1", "loading={'gpus': 1}"])
+def test_a_job_leases_its_gpus_when_it_starts(tmp_path, params: str):
+    script = f"""
+import os
+from types import SimpleNamespace
+from snakemake.iocontainers import Params
+from forebear.runtime.job import start
+params = Params(fromdict=dict(recipe="r", results="results", {params}))
+start(SimpleNamespace(log=["log"], threads=1, input=[], output=[], params=params))
+print("has", os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "7,8", "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "log").read_text().split("\n")[0] in ("has 7", "has 8")
