@@ -122,3 +122,21 @@ def test_an_entry_changed_by_hand_is_refused_and_made_again(first, clone, tmp_pa
     assert run.returncode == 0, run.stdout
     again, before = (read_eigenvalues(folder / FACTORS) for folder in (clone, first))
     assert all(torch.equal(again[block], before[block]) for block in before)
+
+
+def test_after_the_cache_is_deleted_its_broken_links_are_removed_and_all_is_made_again(clone, tmp_path):
+    covariances = FACTORS.replace("eigenvalues", "covariances")
+    cache = shutil.copytree(clone.parent / "cache", tmp_path / "cache")
+    environment = {"SNAKEMAKE_OUTPUT_CACHE": str(cache)}
+    assert snakemake(clone, covariances, "--cache", **environment).returncode == 0
+    whole = (clone / covariances).stat().st_size
+    shutil.rmtree(cache)
+    refused = snakemake(clone, covariances)
+    assert refused.returncode == 1
+    assert "concurrent process" in refused.stdout
+    subprocess.run(["find", "results", "-xtype", "l", "-delete"], cwd=clone, check=True)
+    cache.mkdir()
+    run = snakemake(clone, covariances, "--cache", **environment)
+    assert run.returncode == 0, run.stdout
+    assert (clone / covariances).resolve().parent == cache
+    assert (clone / covariances).stat().st_size == whole
