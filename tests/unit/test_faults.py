@@ -97,7 +97,7 @@ WRITE_UNDER_A_LIMIT = """
 import resource, sys
 from forebear.runtime.job import start
 from types import SimpleNamespace
-start(SimpleNamespace(log=[sys.argv[2]], threads=1, input=[], output=[], params=SimpleNamespace(recipe="r")))
+start(SimpleNamespace(log=[sys.argv[2]], threads=1, input=[], output=[], params=type("Params", (dict,), {"recipe": "r"})()))
 import torch
 from forebear.factors.files import create_factors
 limit = int(sys.argv[3])
