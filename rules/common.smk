@@ -3,7 +3,7 @@ import os
 
 from snakemake.exceptions import WorkflowError
 
-from forebear.config.reading import merged_studies, parse_config, refuse_duplicate_keys
+from forebear.config.reading import merged_studies, parse_config, read_yaml
 from forebear.artifacts.code_digest import engine_digest
 from forebear.errors import ForebearError
 from forebear.estimators import ESTIMATORS
@@ -21,7 +21,7 @@ def located(path):
 
 try:
     for file in workflow.configfiles:
-        refuse_duplicate_keys(file)
+        read_yaml(file)  # which refuses a key that stands twice
     CONFIG = parse_config(config)
 except ForebearError as error:
     raise WorkflowError(str(error)) from None

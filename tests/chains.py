@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dense_gradients import sequence_gradients
 from forebear.data.batches import collate
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.fit import fit_covariances, fit_eigenvalues
@@ -12,7 +13,6 @@ from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import tracked_blocks
 from forebear.gradients.capture import capture
 from forebear.gradients.outer_products import formed
-from forebear.gradients.per_sequence import sequence_gradients
 from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
 

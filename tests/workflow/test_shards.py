@@ -17,7 +17,7 @@ from forebear.artifacts.shards import gather_factor, gather_rows, shard_kind, we
 from forebear.data.batches import batch_indices, number_of_positions, shard_documents
 from forebear.errors import ForebearError
 from forebear.factors.eigenvalue_functions import Damping
-from forebear.factors.files import create_factors, read_covariances, read_eigenvalues
+from forebear.factors.files import create_factors, read_eigenvalues, stored_covariances
 from forebear.factors.fit import fit_covariances, fit_eigenvalues
 from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import tracked_blocks
@@ -140,7 +140,7 @@ class Job:
             fitted = fit_covariances(self.model, self.blocks, self.documents, 0, BATCH_TOKENS, documents=part)
             with create_factors(path, "covariances", attributes, shard) as file:
                 file.write(fitted)
-        return read_covariances(self.gather("covariances"), ATTRIBUTES)
+        return stored_covariances(self.gather("covariances"), ATTRIBUTES)
 
     def eigenvalues(self, basis):
         for path, shard, part, attributes in self.each("eigenvalues"):

@@ -171,9 +171,9 @@ def _problem(file: h5py.File, kind: str | None, expected: Attributes, content: b
     return None
 
 
-def read_attributes(path: str | Path, kind: str | None = None, expected: Attributes | None = None) -> dict:
+def read_attributes(path: str | Path, kind: str | None = None) -> dict:
     """Root attributes of an artifact, without reading its content."""
-    with open_checked(path, kind, expected, content=False) as file:
+    with open_checked(path, kind, content=False) as file:
         return dict(file.attrs)
 
 

@@ -65,14 +65,7 @@ def read_config(*paths: str | Path) -> Config:
     """
     merged: object = {}
     for path in paths:
-        try:
-            refuse_duplicate_keys(path)
-            with Path(path).open(encoding="utf-8") as handle:
-                merged = _merged(merged, yaml.safe_load(handle) or {})
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ForebearError(
-                f"{path}: cannot be read as a config ({error}); correct its name or its YAML."
-            ) from error
+        merged = _merged(merged, read_yaml(path))
     return parse_config(merged)
 
 
@@ -82,38 +75,40 @@ def _merged(first: object, second: object) -> object:
     return first | {key: _merged(first.get(key), value) for key, value in second.items()}
 
 
-def refuse_duplicate_keys(path: str | Path) -> None:
-    """Refuse a YAML file in which a key stands twice: YAML would silently keep the last.
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping in which a key stands twice: YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ForebearError(
+                    f"{self.name}, line {line}: the key `{key.value}` was already given in line {lines[key.value]}; "
+                    "remove one of them."
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> object:
+    """What a YAML file holds; nothing is an empty mapping.
 
     Raises:
-        ForebearError: naming the file, the key and both lines.
+        ForebearError: it cannot be read, or a key stands twice.
     """
-    with Path(path).open(encoding="utf-8") as handle:
-        waiting = [yaml.compose(handle, Loader=yaml.SafeLoader)]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    raise ForebearError(
-                        f"{path}, line {line}: the key `{key.value}` was already given in line {lines[key.value]}; "
-                        "remove one of them."
-                    )
-                lines[key.value] = line
-                waiting.append(value)
+    try:
+        with Path(path).open(encoding="utf-8") as handle:
+            return yaml.load(handle, _Loader) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ForebearError(f"{path}: cannot be read as a config ({error}); correct its name or its YAML.") from error
 
 
 def merged_studies(paths: Sequence[str | Path]) -> list[str]:
     """A sentence for every study that stands in several config files: Snakemake merges these key by key."""
     files_of: dict[str, list[str]] = {}
     for path in paths:
-        with Path(path).open(encoding="utf-8") as handle:
-            studies = (yaml.safe_load(handle) or {}).get("studies") or {}
-        for name in studies:
+        for name in read_yaml(path).get("studies") or {}:
             files_of.setdefault(name, []).append(str(path))
     return [
         f"The study {name} stands in {' and '.join(files)}: a key that the last of them leaves out is the earlier "

@@ -81,8 +81,8 @@ def batch_indices(
     return [*batches, current] if current else batches
 
 
-def batches(examples: Sequence[Example], batch_tokens: int, documents: Sequence[int] | None = None) -> list[Batch]:
-    return [collate(examples, indices) for indices in batch_indices(examples, batch_tokens, documents)]
+def batches(examples: Sequence[Example], batch_tokens: int) -> list[Batch]:
+    return [collate(examples, indices) for indices in batch_indices(examples, batch_tokens)]
 
 
 def shard_documents(examples: Sequence[Example], batch_tokens: int, shard: int, shards: int) -> np.ndarray | None:

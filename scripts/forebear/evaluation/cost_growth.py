@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from forebear.data.sequences import Example, encode
 from forebear.errors import ForebearError
+from forebear.evaluation.lds import LEVEL
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.fit import fit_covariances, fit_eigenvalues
 from forebear.factors.gauss_newton import GaussNewton, pack
@@ -105,7 +106,7 @@ def time_steps(
     return {**seconds, "fitting": sum(seconds[step] for step in FITTED)}
 
 
-def fit_growth(table: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def fit_growth(table: pd.DataFrame) -> pd.DataFrame:
     """seconds = factor · parameters^exponent by least squares of the logarithms, for every step.
 
     Args:
@@ -123,7 +124,7 @@ def fit_growth(table: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         if times["parameters"].nunique() < 3:
             raise ForebearError("`cost.sizes`: models of at least three sizes are needed to see how the cost grows.")
         line = linregress(np.log(times["parameters"]), np.log(times["seconds"]))
-        margin = student.ppf((1 + level) / 2, len(times) - 2) * line.stderr
+        margin = student.ppf((1 + LEVEL) / 2, len(times) - 2) * line.stderr
         interval = {"low": line.slope - margin, "high": line.slope + margin}
         rows.append({"step": step, "exponent": line.slope, **interval, "factor": np.exp(line.intercept)})
     return pd.DataFrame(rows)

@@ -20,7 +20,7 @@ def write_sweep(
             file[axis] = np.asarray(grid[axis], dtype=float)
 
 
-def read_sweep(path: str | Path, expected: Attributes | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def read_sweep(path: str | Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Predictions [A, L, W, S, Q] and the values of the first three axes."""
-    with open_checked(path, "sweep", expected) as file:
+    with open_checked(path, "sweep") as file:
         return file["predictions"][()], {axis: file[axis][()] for axis in _GRID}

@@ -1,13 +1,15 @@
 """The LDS: how well scores predict retraining, with its interval, and the noise ceiling."""
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import ConstantInputWarning, pearsonr, rankdata
 
 from forebear.ground_truth.bank import Bank
 
 BOOTSTRAP = 500  # resamples of an interval
+LEVEL = 0.95  # of every interval
 
 
 def document_effects(scores: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -28,14 +30,8 @@ def noise_ceiling(bank: Bank, seed: int) -> tuple[float, float, float]:
 
 def rank_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Spearman's ρ of every column: [R, Q] and [R, Q] → [Q]; NaN where a column is constant."""
-
-    def standardised(values: np.ndarray) -> np.ndarray:
-        ranks = rankdata(values, axis=0)
-        centred = ranks - ranks.mean(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return centred / np.sqrt((centred**2).sum(0))
-
-    return (standardised(predicted) * standardised(measured)).sum(0)
+    with warnings.catch_warnings(action="ignore", category=ConstantInputWarning):
+        return pearsonr(rankdata(predicted, axis=0), rankdata(measured, axis=0), axis=0).statistic
 
 
 def subset_predictions(effects: np.ndarray, subsets: np.ndarray) -> np.ndarray:
@@ -43,9 +39,7 @@ def subset_predictions(effects: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     return subsets.astype(np.float64) @ effects.astype(np.float64)
 
 
-def mean_with_interval(
-    predicted: np.ndarray, measured: np.ndarray, seed: int, level: float = 0.95
-) -> tuple[float, float, float]:
+def mean_with_interval(predicted: np.ndarray, measured: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Mean rank correlation over queries, with a bootstrap interval over subsets and queries.
 
     Args:
@@ -63,7 +57,7 @@ def mean_with_interval(
     for _ in range(BOOTSTRAP):
         chosen = generator.integers(rows, size=rows)[:, None], generator.integers(columns, size=columns)[None]
         resampled.append(_nanmean(rank_correlations(predicted[chosen], measured[chosen])))
-    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return value, float(low), float(high)
 
 

@@ -50,13 +50,8 @@ def create_factors(path: str | Path, kind: str, attributes: Attributes, shard: S
         yield FactorWriter(file)
 
 
-def read_covariances(path: str | Path, expected: Attributes | None = None) -> Covariances:
-    with open_checked(path, "covariances", expected) as file:
-        return Covariances(read_tensors(file, "activation"), read_tensors(file, "gradient"), _shares(file))
-
-
 def stored_covariances(path: str | Path, expected: Attributes | None = None) -> Covariances:
-    """The same, which reads each matrix when it is asked for."""
+    """Each matrix is read when it is asked for."""
     file = open_to_stay(path, "covariances", expected)
     return Covariances(StoredTensors(file, "activation"), StoredTensors(file, "gradient"), _shares(file))
 

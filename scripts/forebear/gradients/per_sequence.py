@@ -34,12 +34,6 @@ def summed_squares(g: Tensor, a: Tensor) -> Tensor:
 SLICE_ELEMENTS = 1 << 21  # of document gradients formed at once: 8 MiB in float32
 
 
-def sequence_gradients(captured: Captured, block: Block) -> Tensor:
-    """The gradient of every sequence's loss, [B, O, I]."""
-    a, g = captured.block(block)
-    return torch.bmm(g.transpose(1, 2), a)
-
-
 def gradient_slices(captured: Captured, block: Block) -> Iterator[tuple[slice, Tensor]]:
     """The gradients of all sequences, a few output rows at a time: (columns of O·I, [B, those columns]).
 

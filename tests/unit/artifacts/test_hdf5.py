@@ -8,7 +8,7 @@ import torch
 from forebear.artifacts.growing import ResumableMatrix
 from forebear.artifacts.hdf5 import create, open_checked
 from forebear.errors import ForebearError
-from forebear.factors.files import create_factors, read_covariances, stored_eigenbasis
+from forebear.factors.files import create_factors, stored_covariances, stored_eigenbasis
 from forebear.factors.kronecker import Covariances, compute_eigenbasis
 from forebear.gradients.blocks import Block
 from forebear.queries.files import create_query_columns, read_query_columns
@@ -22,7 +22,7 @@ def covariances():
 def test_tensors_come_back_by_block(tmp_path, covariances):
     with create_factors(tmp_path / "c.h5", "covariances", {"model_digest": "a"}) as file:
         file.write(covariances)
-    again = read_covariances(tmp_path / "c.h5", {"model_digest": "a"})
+    again = stored_covariances(tmp_path / "c.h5", {"model_digest": "a"})
     assert torch.equal(again.activation["layers/0/mlp"], torch.eye(3))
     assert torch.equal(again.gradient["layers/0/mlp"], torch.ones(2, 2))
 
@@ -67,7 +67,7 @@ def test_factors_of_another_model_are_refused(tmp_path, covariances):
     with create_factors(tmp_path / "c.h5", "covariances", {"model_digest": "a"}) as file:
         file.write(covariances)
     with pytest.raises(ForebearError, match=r"c\.h5: was made with another model digest .* delete it"):
-        read_covariances(tmp_path / "c.h5", {"model_digest": "b"})
+        stored_covariances(tmp_path / "c.h5", {"model_digest": "b"})
 
 
 def test_a_file_cut_in_half_is_refused(tmp_path, covariances):
@@ -76,7 +76,7 @@ def test_a_file_cut_in_half_is_refused(tmp_path, covariances):
         file.write(covariances)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ForebearError, match="damaged"):
-        read_covariances(path)
+        stored_covariances(path)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path, covariances):

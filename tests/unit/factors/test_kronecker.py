@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import VOCABULARY, fine_tuned, parameter_gradients, random_examples, tiny_model, unpadded_loss
+from dense_gradients import sequence_gradients
 from forebear.data.batches import IGNORED, batches, collate, number_of_positions
 from forebear.errors import ForebearError
 from forebear.factors.eigenvalue_functions import Damping
@@ -21,7 +22,7 @@ from forebear.factors.kronecker import (
 )
 from forebear.gradients.blocks import Block, tracked_blocks
 from forebear.gradients.capture import capture, sampled_labels
-from forebear.gradients.per_sequence import sequence_gradients, summed_squares
+from forebear.gradients.per_sequence import summed_squares
 from forebear.queries.chain import DampedInverse
 
 

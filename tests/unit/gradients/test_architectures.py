@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from chains import Chain, dense_scores, relative_difference
 from conftest import VOCABULARY, fine_tuned, random_examples, unpadded_loss
+from dense_gradients import sequence_gradients
 from forebear.data.batches import IGNORED, Batch, collate, number_of_positions
 from forebear.errors import ForebearError
 from forebear.factors.fit import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
@@ -19,7 +20,6 @@ from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import block_table, factor_elements, summary, tracked_blocks
 from forebear.gradients.capture import capture, sampled_labels
 from forebear.gradients.outer_products import formed
-from forebear.gradients.per_sequence import sequence_gradients
 from forebear.queries.gradients import query_gradients
 
 SMALL = {

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from conftest import VOCABULARY, parameter_gradients, random_examples, tiny_model, unpadded_loss
+from dense_gradients import sequence_gradients
 from forebear.data.batches import IGNORED, batches, collate
 from forebear.gradients.blocks import tracked_blocks
 from forebear.gradients.capture import capture, sampled_labels
 from forebear.gradients.outer_products import formed
-from forebear.gradients.per_sequence import sequence_gradients
 from forebear.queries.gradients import query_gradients
 
 

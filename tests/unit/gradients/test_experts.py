@@ -12,10 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from chains import Chain, dense_scores, relative_difference
 from conftest import VOCABULARY, fine_tuned, random_examples, unpadded_loss
+from dense_gradients import sequence_gradients
 from forebear.artifacts.shards import gather_factor
 from forebear.data.batches import IGNORED, batch_indices, collate, number_of_positions
 from forebear.factors.eigenvalue_functions import Damping
-from forebear.factors.files import create_factors, read_covariances, read_eigenbasis
+from forebear.factors.files import create_factors, read_eigenbasis, stored_covariances
 from forebear.factors.fit import _COVARIANCE_STREAM, _EIGENVALUE_STREAM, fit_covariances, fit_eigenvalues
 from forebear.factors.gauss_newton import GaussNewton, pack
 from forebear.factors.kronecker import compute_eigenbasis, kfac_eigenvalues
@@ -23,7 +24,6 @@ from forebear.gradients.blocks import block_table, summary, tracked_blocks, trac
 from forebear.gradients.capture import capture, sampled_labels
 from forebear.gradients.experts import IMPLEMENTATION, is_fused, watched
 from forebear.gradients.outer_products import formed
-from forebear.gradients.per_sequence import sequence_gradients
 from forebear.planning.budget import budget_of, shape_of
 from forebear.planning.plan import plan_covariances
 from forebear.planning.score_plan import plan_scores
@@ -298,7 +298,7 @@ def test_factors_of_shards_are_those_of_the_whole(tmp_path, mixtral, sequences, 
             file.write(fit)
     assert unseen > 0
     gather_factor(tmp_path / "whole.h5", "covariances", [tmp_path / f"{k}.h5" for k in range(shards)], ATTRIBUTES)
-    gathered = read_covariances(tmp_path / "whole.h5")
+    gathered = stored_covariances(tmp_path / "whole.h5")
     for field in ("activation", "gradient", "shares"):
         expected = {name: value.to(getattr(gathered, field)[name]) for name, value in getattr(whole, field).items()}
         torch.testing.assert_close(dict(getattr(gathered, field)), expected, rtol=1e-6, atol=1e-9)

@@ -11,13 +11,13 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from dense_gradients import sequence_gradients
 from forebear.data.batches import collate
 from forebear.data.sequences import Example
 from forebear.errors import ForebearError
 from forebear.gradients.blocks import Block, block_table, factor_elements, summary, tracked_blocks, tracked_share
 from forebear.gradients.capture import capture
 from forebear.gradients.gate import check_model
-from forebear.gradients.per_sequence import sequence_gradients
 from forebear.planning.budget import shape_of
 from tiny_families import MASKED, OPTIONS, tiny_model
 

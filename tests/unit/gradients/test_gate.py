@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from conftest import fine_tuned, random_examples, tiny_model
+from dense_gradients import sequence_gradients
 from forebear.data.batches import collate
 from forebear.errors import ForebearError
 from forebear.factors.eigenvalue_functions import Damping
@@ -17,7 +18,6 @@ from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import tracked_blocks
 from forebear.gradients.capture import capture
 from forebear.gradients.gate import check_model
-from forebear.gradients.per_sequence import sequence_gradients
 from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
 from forebear.queries.solve import SolvedInverse, SolverOptions

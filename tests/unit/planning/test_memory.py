@@ -15,6 +15,7 @@ from transformers import GPTNeoXConfig
 
 from conftest import random_examples
 from copies import ROOT, copy_workflow
+from dense_gradients import sequence_gradients
 from forebear.config.reading import parse_config, read_config
 from forebear.data.batches import collate
 from forebear.data.records import write_records
@@ -26,7 +27,6 @@ from forebear.factors.kronecker import compute_eigenbasis, eigenbasis_parts
 from forebear.gradients.blocks import Block, tracked_blocks
 from forebear.gradients.capture import capture, captured_batches
 from forebear.gradients.outer_products import formed
-from forebear.gradients.per_sequence import sequence_gradients
 from forebear.models.checkpoints import model_without_weights, warn_of_size
 from forebear.models.passes import NotEnoughMemoryError
 from forebear.planning.budget import Budget, Shape, shape_of
