@@ -38,28 +38,11 @@ wildcard_constraints:
     stage="|".join(STAGES),
     dataset="|".join([*STAGES, "queries", "candidates"]),
     point="(" + "|".join(STAGES) + ")(@(" + "|".join(STAGES) + "))?",
+    model="|".join(STAGES),
     estimator="[a-z0-9-]+",
     columns="[a-z0-9-]+",
     shard=r"\d+",
     shards=r"\d+",
-
-
-def one_of(studies):
-    """A wildcard constraint: these studies and no other, even if there are none."""
-    return "|".join(studies) or "(?!)"
-
-
-# Studies whose passes over documents are one job each, and those where shards share them.
-WHOLE = one_of([name for name, study in CONFIG.studies.items() if study.shards == 1])
-SHARDED = one_of([name for name, study in CONFIG.studies.items() if study.shards > 1])
-
-# Sharded studies whose gathered scores are the last ones, and those where some are then computed again.
-GATHERED = one_of(
-    [n for n, s in CONFIG.studies.items() if s.shards > 1 and s.compression.rank is None]
-)
-GATHERED_FIRST = one_of(
-    [n for n, s in CONFIG.studies.items() if s.shards > 1 and s.compression.rank is not None]
-)
 
 
 def with_needs(message, planned=False, gpus=True):
@@ -108,11 +91,11 @@ def growing(base):
     return lambda wildcards, attempt: base * 2 ** (attempt - 1)
 
 
-def memory(base, study=None):
+def memory(base):
     """Memory (MB) of a job on a model: as the study multiplies it, and doubled with every attempt."""
-    return lambda wildcards, attempt: growing(
-        round(base * CONFIG.studies[study or wildcards.study].memory)
-    )(wildcards, attempt)
+    return lambda wildcards, attempt: growing(round(base * study_of(wildcards).memory))(
+        wildcards, attempt
+    )
 
 
 def baseline_gpus(wildcards):
@@ -144,7 +127,7 @@ def expected_plan(study, job, memory_mb, stage, records, estimators):
     )
 
 
-def planned(job, base, where, study=None, estimators=()):
+def planned(job, base, where, estimators=lambda wildcards: []):
     """Resources of a job that plans its memory: `mem_mb`, and `plan` for its message.
 
     `base` is the memory (MB) in a study without more of it; a job that cannot fit asks for
@@ -152,13 +135,12 @@ def planned(job, base, where, study=None, estimators=()):
     """
 
     def plan(wildcards):
-        name = study or wildcards.study
-        least = round(base * CONFIG.studies[name].memory)
-        return expected_plan(name, job, least, *where(wildcards), tuple(estimators)), least
+        least, serves = round(base * study_of(wildcards).memory), tuple(estimators(wildcards))
+        return expected_plan(wildcards.study, job, least, *where(wildcards), serves), least
 
     def mem_mb(wildcards, attempt):
         expected, least = plan(wildcards)
-        on_cpu = expected and not CONFIG.studies[study or wildcards.study].gpus
+        on_cpu = expected and not study_of(wildcards).gpus
         return growing(max(least, expected.bytes >> 20) if on_cpu else least)(wildcards, attempt)
 
     def told(wildcards):

@@ -6,11 +6,9 @@ rule fit_covariances:
         manifest=lambda w: manifest(w.study, model_of(w.point)),
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
     output:
-        covariances="results/{study}/factors/{point}/covariances.h5",
+        covariances=temp("results/{study}/factors/{point}/covariances/{shard}-of-{shards}.h5"),
     log:
-        "results/{study}/logs/fit_covariances/{point}.log",
-    wildcard_constraints:
-        study=WHOLE,
+        "results/{study}/logs/fit_covariances/{point}/{shard}-of-{shards}.log",
     cache: True
     conda:
         "../envs/forebear.yaml"
@@ -29,24 +27,12 @@ rule fit_covariances:
         shard=shard_of,
         engine=engine("fit_covariances"),
     message:
-        with_needs("{wildcards.study}: covariances of {wildcards.point}", planned=True)
-    script:
-        "../scripts/fit_covariances.py"
-
-
-use rule fit_covariances as fit_covariances_shard with:
-    output:
-        covariances=temp("results/{study}/factors/{point}/covariances/{shard}-of-{shards}.h5"),
-    log:
-        "results/{study}/logs/fit_covariances/{point}/{shard}-of-{shards}.log",
-    wildcard_constraints:
-        study=SHARDED,
-    cache: True
-    message:
         with_needs(
             "{wildcards.study}: covariances of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}",
             planned=True,
         )
+    script:
+        "../scripts/fit_covariances.py"
 
 
 rule compute_eigenbasis:
@@ -81,11 +67,9 @@ rule fit_eigenvalues:
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
         eigenbasis="results/{study}/factors/{point}/eigenbasis.h5",
     output:
-        eigenvalues="results/{study}/factors/{point}/eigenvalues.h5",
+        eigenvalues=temp("results/{study}/factors/{point}/eigenvalues/{shard}-of-{shards}.h5"),
     log:
-        "results/{study}/logs/fit_eigenvalues/{point}.log",
-    wildcard_constraints:
-        study=WHOLE,
+        "results/{study}/logs/fit_eigenvalues/{point}/{shard}-of-{shards}.log",
     cache: True
     conda:
         "../envs/forebear.yaml"
@@ -104,24 +88,12 @@ rule fit_eigenvalues:
         shard=shard_of,
         engine=engine("fit_eigenvalues"),
     message:
-        with_needs("{wildcards.study}: eigenvalues of {wildcards.point}", planned=True)
-    script:
-        "../scripts/fit_eigenvalues.py"
-
-
-use rule fit_eigenvalues as fit_eigenvalues_shard with:
-    output:
-        eigenvalues=temp("results/{study}/factors/{point}/eigenvalues/{shard}-of-{shards}.h5"),
-    log:
-        "results/{study}/logs/fit_eigenvalues/{point}/{shard}-of-{shards}.log",
-    wildcard_constraints:
-        study=SHARDED,
-    cache: True
-    message:
         with_needs(
             "{wildcards.study}: eigenvalues of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}",
             planned=True,
         )
+    script:
+        "../scripts/fit_eigenvalues.py"
 
 
 rule gather_factors:
@@ -134,7 +106,6 @@ rule gather_factors:
     log:
         "results/{study}/logs/gather_factors/{point}-{factor}.log",
     wildcard_constraints:
-        study=SHARDED,
         factor="covariances|eigenvalues",
     cache: True
     conda:

@@ -12,12 +12,13 @@ from forebear.artifacts.digests import file_digest
 from forebear.evaluation.agreement import agreement
 from forebear.queries.files import solves_of
 from forebear.runtime.atomic import atomic_path
-from forebear.scores.files import read_cost, read_scores
+from forebear.scores.files import open_scores, read_cost, scores_of
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}
-reference, reference_cost = read_scores(files.reference[0], {**digests, "estimator": "reference"})
-check, _ = read_scores(files.check[0], {**digests, "estimator": "reference-check"})
+opened = {file: open_scores(file, digests) for file in {*files.scores, *files.reference, *files.check}}
+reference, reference_cost = scores_of(opened[files.reference[0]], "reference")
+check, _ = scores_of(opened[files.check[0]], "reference-check")
 
 
 def seconds_of(estimator: str, cost: dict) -> float:
@@ -28,7 +29,7 @@ def seconds_of(estimator: str, cost: dict) -> float:
 
 rows = []
 for name, file in zip(params.estimators, files.scores, strict=True):
-    scores, cost = read_scores(file, {**digests, "estimator": name})
+    scores, cost = scores_of(opened[file], name)
     agreed = agreement(scores, reference, params.seed)
     rows.append({"estimator": name, **agreed, "seconds": seconds_of(name, cost)})
 summary = {

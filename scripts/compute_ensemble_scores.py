@@ -39,11 +39,11 @@ with measured() as cost:
 # The chains' training is a cost of the method, although here they are at hand already.
 attributes = {
     "study": params.study,
-    "estimator": "multistage-ensemble",
     "data_digest": file_digest(files.records[0]),
     "query_data_digest": file_digest(files.queries),
     **cost,
     "seconds": scoring,
     "overhead_seconds": trained + cost["seconds"] - scoring,
 }
-write_scores(snakemake.output.scores, (total / len(keys)).float().numpy(), attributes)
+scores = (total / len(keys)).float().numpy()
+write_scores(snakemake.output.scores, "multistage-ensemble", scores, attributes)

@@ -5,6 +5,7 @@ from forebear.runtime.job import measured, start, warn
 start(snakemake)
 
 from forebear.artifacts.digests import params_digest
+from forebear.artifacts.shards import shard_kind
 from forebear.data.batches import shard_documents
 from forebear.factors.files import create_factors
 from forebear.factors.fit import fit_covariances
@@ -26,7 +27,7 @@ shape = shape_at(point)
 budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_covariances(shape, budget, params.batch_tokens, params.label_samples, not params.loading["gpus"])
 print(plan)
-options = (params.seed, plan.batch_tokens, params.label_samples, documents)
+options = (params.seed, plan.batch_tokens, params.label_samples, documents, True)
 attributes = {
     "study": params.study,
     "point": params.point,
@@ -34,7 +35,7 @@ attributes = {
     "params_digest": params_digest(params),
     **point.attributes(documents),
 }
-with create_factors(snakemake.output.covariances, "covariances", attributes, params.shard) as file:
+with create_factors(snakemake.output.covariances, shard_kind("covariances", params.shard), attributes) as file:
     with measured() as cost:
         for part in plan.partitions:
             file.write(fit_covariances(point.model, part.blocks, point.examples, *options))

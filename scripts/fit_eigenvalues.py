@@ -5,6 +5,7 @@ from forebear.runtime.job import measured, start
 start(snakemake)
 
 from forebear.artifacts.digests import params_digest
+from forebear.artifacts.shards import shard_kind
 from forebear.data.batches import shard_documents
 from forebear.factors.files import create_factors, stored_eigenbasis
 from forebear.factors.fit import fit_eigenvalues
@@ -24,7 +25,7 @@ shape = shape_at(point)
 budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_eigenvalues(shape, budget, params.batch_tokens, params.label_samples, not params.loading["gpus"])
 print(plan)
-options = (basis, params.seed, plan.batch_tokens, params.label_samples, documents)
+options = (basis, params.seed, plan.batch_tokens, params.label_samples, documents, True)
 attributes = {
     "study": params.study,
     "point": params.point,
@@ -32,7 +33,7 @@ attributes = {
     "params_digest": params_digest(params),
     **point.attributes(documents),
 }
-with create_factors(snakemake.output.eigenvalues, "eigenvalues", attributes, params.shard) as file:
+with create_factors(snakemake.output.eigenvalues, shard_kind("eigenvalues", params.shard), attributes) as file:
     with measured() as cost:
         for part in plan.partitions:
             file.write(fit_eigenvalues(point.model, part.blocks, point.examples, *options))

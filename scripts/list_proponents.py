@@ -12,15 +12,16 @@ from forebear.evaluation.lds import document_effects
 from forebear.gradients.tracked import tracked_shares, tracked_warnings
 from forebear.report.proponents import PartlyExact, proponents_markdown
 from forebear.runtime.atomic import atomic_path
-from forebear.scores.files import read_exact, read_scores
+from forebear.scores.files import exact_of, open_scores, scores_of
 
 params, files = snakemake.params, snakemake.input
-of_queries = {"query_data_digest": file_digest(files.queries), "estimator": params.estimator}
+of_queries, estimator = {"query_data_digest": file_digest(files.queries)}, params.estimator
 digests = [{"data_digest": file_digest(file), **of_queries} for file in files.records]
-matrices, attributes = zip(*map(read_scores, files.scores, digests), strict=True)
+opened = list(map(open_scores, files.scores, digests))
+matrices, attributes = zip(*(scores_of(file, estimator) for file in opened), strict=True)
 compressed = None
 if "rank" in attributes[0]:
-    exact = np.concatenate([read_exact(file) for file in files.scores])
+    exact = np.concatenate([exact_of(file, estimator) for file in opened])
     compressed = PartlyExact(attributes[0]["rank"], max(found["residual"] for found in attributes), exact)
 stages = dict(zip(params.stages, map(Records, files.records), strict=True))
 page = proponents_markdown(
@@ -30,7 +31,7 @@ page = proponents_markdown(
     StagedRecords(stages),
     document_effects(dict(zip(stages, matrices, strict=True))),
     params.top,
-    params.estimator,
+    estimator,
     compressed,
     tracked_warnings(tracked_shares(files.overhead, params.last)),
 )

@@ -8,14 +8,14 @@ import numpy as np
 
 from forebear.artifacts.digests import file_digest
 from forebear.estimators import ESTIMATORS
-from forebear.scores.files import read_exact, read_scores, read_self_influence, write_scores
+from forebear.scores.files import exact_of, open_scores, read_self_influence, scores_of, write_scores
 
 params, files = snakemake.params, snakemake.input
-digests = {"data_digest": file_digest(files.records)}
-of_base = {"query_data_digest": file_digest(files.queries), "estimator": ESTIMATORS[params.estimator].base}
-scores, attributes = read_scores(files.scores, {**digests, **of_base})
+base, digests = ESTIMATORS[params.estimator].base, {"data_digest": file_digest(files.records)}
+with open_scores(files.scores, {**digests, "query_data_digest": file_digest(files.queries)}) as file:
+    scores, attributes = scores_of(file, base)
+    exact = exact_of(file, base) if "rank" in attributes else None
 with measured() as cost:
     normalised = scores / np.sqrt(read_self_influence(files.self_influence, digests))[:, None]
-attributes |= {"estimator": params.estimator, "seconds": attributes["seconds"] + cost["seconds"]}
-exact = read_exact(files.scores) if "rank" in attributes else None
-write_scores(snakemake.output.scores, normalised, attributes, exact)
+attributes |= {"seconds": attributes["seconds"] + cost["seconds"]}
+write_scores(snakemake.output.scores, params.estimator, normalised, attributes, exact)

@@ -6,13 +6,11 @@ start(snakemake)
 
 import json
 
-import torch
-
 from forebear.artifacts.manifests import point_digests
 from forebear.factors.gauss_newton import GaussNewton
 from forebear.gradients.outer_products import formed
 from forebear.gradients.point import open_point
-from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns, solves_of
+from forebear.queries.files import create_query_columns, origin_of, read_query_columns, solves_of
 from forebear.queries.open_chain import open_link
 from forebear.queries.solve import Link, SolverOptions, choose_queries, choose_sequences, solve_chain
 
@@ -22,8 +20,6 @@ queries = read_query_columns(files.gradients, point_digests(files.last, files.qu
 chosen = queries.at(choose_queries(len(queries.losses), options.queries).numpy())
 path = snakemake.output.columns
 origin = origin_of(params, [files.gradients, *files.manifests, *files.records, *files.eigenbasis, *files.eigenvalues])
-kept = kept_columns(path, origin, chosen.keys)
-new = chosen.at(kept.missing)
 
 links = []
 for link, *sources in zip(
@@ -40,16 +36,16 @@ for link, *sources in zip(
 
 sequences = {link.name: len(link.gauss_newton.examples) for link in links}
 attributes = {**queries.attributes, "columns": params.columns, "sequences": json.dumps(sequences), "origin": origin}
-places = torch.from_numpy(chosen.places)
-with create_query_columns(path, chosen.losses, queries.blocks, attributes, chosen.keys, places, kept) as file:
+with create_query_columns(path, chosen.losses, queries.blocks, attributes, chosen.keys) as file:
+    new = chosen.at(file.missing)
     with measured() as cost:
         if len(new.losses):
             gradients = {block: formed(part) for block, part in new.of(new.blocks).items()}
             columns, solutions = solve_chain(gradients, new.blocks, links, params.solver, options, params.seed)
             for block, solved in columns.items():
-                file.write(block, kept.missing, solved)
+                file.write(block, file.missing, solved)
             for link, solution in zip(links, solutions, strict=True):
-                file.write_part("iterations", link.name, kept.missing, solution.iterations)
-                file.write_part("residuals", link.name, kept.missing, solution.residuals)
+                file.write_part("iterations", link.name, file.missing, solution.iterations)
+                file.write_part("residuals", link.name, file.missing, solution.residuals)
     file.note(cost)
 print("\n".join(map(json.dumps, solves_of(path))))

@@ -20,7 +20,7 @@ from forebear.artifacts.digests import content_digest
 from forebear.errors import ForebearError, removal
 from forebear.runtime.atomic import atomic_path, error_number
 
-FORMAT = "forebear 2"
+FORMAT = "forebear 3"
 
 SCORE_UNITS = {
     "units": "loss: nats summed over a sequence's target tokens; curvature: of the mean loss over sequences",
@@ -142,34 +142,18 @@ def write_tensors(file: h5py.File, tensors: Mapping[str, Tensor], dataset: str) 
         ForebearError: a tensor has NaN or infinite values.
     """
     for block, tensor in tensors.items():
-        write_tensor(file, tensor, block, dataset)
+        check_finite(tensor, block, dataset)
+        file[f"{block}/{dataset}"] = tensor.cpu().numpy()
+        file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
 
-def write_tensor(
-    file: h5py.File,
-    tensor: Tensor,
-    block: str,
-    dataset: str,
-    rows: slice | Tensor = slice(None),
-    total: int | None = None,
-) -> None:
-    """Write some `rows` of `/{block}/{dataset}`, which has `total` of them; all by default.
-
-    Args:
-        rows: a slice, or increasing places [n].
-
-    Raises:
-        ForebearError: the tensor has NaN or infinite values.
-    """
+def check_finite(tensor: Tensor, block: str, dataset: str) -> None:
+    """Refuse to write a tensor with NaN or infinite values."""
     if not torch.isfinite(tensor).all():
         raise ForebearError(
             f"{block}: its {dataset} has values that are not finite, so nothing was written; look for NaN in the "
             "model and its data, or raise `damping`."
         )
-    values = tensor.cpu().numpy()
-    shape = (len(values) if total is None else total, *values.shape[1:])
-    file.require_dataset(f"{block}/{dataset}", shape, values.dtype)[rows] = values
-    file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
 
 def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:

@@ -23,7 +23,6 @@ from forebear.artifacts.hdf5 import (
     read_tensors,
     write_tensors,
 )
-from forebear.artifacts.shards import WHOLE, Shard, shard_kind
 from forebear.factors.kronecker import Covariances, Eigenbasis
 
 
@@ -44,9 +43,9 @@ class FactorWriter:
 
 
 @contextmanager
-def create_factors(path: str | Path, kind: str, attributes: Attributes, shard: Shard = WHOLE) -> Iterator[FactorWriter]:
-    """A file of "covariances", "eigenbasis" or "eigenvalues", which appears when the block ends."""
-    with create(path, shard_kind(kind, shard), attributes) as file:
+def create_factors(path: str | Path, kind: str, attributes: Attributes) -> Iterator[FactorWriter]:
+    """A file of "covariances", "eigenbasis" or "eigenvalues", or a shard's (`shard_kind`), which appears when the block ends."""
+    with create(path, kind, attributes) as file:
         yield FactorWriter(file)
 
 

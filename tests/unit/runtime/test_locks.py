@@ -24,8 +24,7 @@ import torch
 from forebear.runtime.devices import lease_devices
 from forebear.errors import ForebearError
 from forebear.factors.files import create_factors, read_eigenvalues
-from forebear.artifacts.growing import ResumableMatrix
-from forebear.artifacts.hdf5 import open_checked
+from forebear.scores.files import ScoreStore
 def tried(name, job):
     try:
         print(name, job())
@@ -36,11 +35,9 @@ def written():
         file.write({"a": torch.ones(3, 3)})
     return read_eigenvalues("e.h5")["a"].sum().item()
 def scored():
-    matrix = ResumableMatrix("s.h5", "scores", {}, (2, 2))
-    matrix.write(np.arange(2), np.ones((2, 2)))
-    matrix.finish({})
-    with open_checked("s.h5", "scores") as file:
-        return file["matrix"][()].sum()
+    store = ScoreStore("s.h5", "e", {}, np.arange(2), "ab", "ab")
+    store.write(np.arange(2), np.ones((2, 2)), "ab")
+    return store.finished().sum()
 tried("factors", written)
 tried("scores", scored)
 tried("devices", lambda: lease_devices(1))
@@ -82,7 +79,7 @@ def test_files_that_need_no_lock_are_written_and_read_and_others_name_the_way_ro
     said = job(tmp_path, without_locks, number)
     assert said["factors"] == "9.0"
     if number != errno.ENOSYS:  # which HDF5 takes for a file system where locks are switched off
-        assert "s.h5.partial: lies on a file system without locks" in said["scores"]
+        assert ".store/s/e.h5: lies on a file system without locks" in said["scores"]
         assert f"errno {number}); set the environment variable HDF5_USE_FILE_LOCKING=FALSE" in said["scores"]
     assert "GPUs cannot be leased there, since its file system has no locks" in said["devices"]
     assert said["devices"].endswith("set TMPDIR to a folder on a disk of this machine.")
