@@ -44,8 +44,9 @@ tracked = tracked_shares(files.overhead, params.last)
 rows = []
 for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
     of_stages = files.scores[k * len(stages) :][: len(stages)]
-    matrices, costs = zip(*(scores_of(opened[file], name) for file in of_stages), strict=True)
-    scores = dict(zip(stages, matrices, strict=True))
+    found = {stage: scores_of(opened[file], name) for stage, file in zip(stages, of_stages, strict=True)}
+    scores = {stage: part.matrix for stage, part in found.items()}
+    costs = [part.attributes for part in found.values()]
     overhead = [read_cost(source) for source in params.overhead[name]]
     row = evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed, candidates)
     if tracked and ESTIMATORS[root(name)].uses_gradients:

@@ -27,7 +27,7 @@ shape = shape_at(point)
 budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading["gpus"])
 plan = plan_covariances(shape, budget, params.batch_tokens, params.label_samples, not params.loading["gpus"])
 print(plan)
-options = (params.seed, plan.batch_tokens, params.label_samples, documents, True)
+options = (params.seed, plan.batch_tokens, params.label_samples, documents)
 attributes = {
     "study": params.study,
     "point": params.point,
@@ -38,5 +38,5 @@ attributes = {
 with create_factors(snakemake.output.covariances, shard_kind("covariances", params.shard), attributes) as file:
     with measured() as cost:
         for part in plan.partitions:
-            file.write(fit_covariances(point.model, part.blocks, point.examples, *options))
+            file.write(fit_covariances(point.model, part.blocks, point.examples, *options, double=True))
     file.note(cost)

@@ -37,12 +37,12 @@ def score(documents: np.ndarray) -> dict[str, np.ndarray]:
 
 
 with measured() as cost:
-    rescored, exact = rescore({name: first[name][0] for name in stores}, params.rescore, score)
+    rescored, exact = rescore({name: first[name].matrix for name in stores}, params.rescore, score)
 with create_scores(path, job.attributes) as file:
-    for name, (scores, before) in first.items():
-        took = {key: before[key] for key in ("columns_origin", "seconds", "peak_bytes")}
+    for name, before in first.items():
+        took = {key: before.attributes[key] for key in ("columns_origin", "seconds", "peak_bytes")}
         if name not in stores:
-            file.write(name, scores, took)
+            file.write(name, before.matrix, took)
             continue
         own = stores[name].seal({"seconds": seconds[name], "peak_bytes": cost["peak_bytes"]})
         lost = {key: compressed[columns[name]][key] for key in ("rank", "residual")}

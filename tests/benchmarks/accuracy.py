@@ -107,7 +107,7 @@ class Lab:
     def study_scores(self, estimator: str) -> np.ndarray:
         model = "finetuning" if ESTIMATORS[estimator].at_last else "pretraining"
         own = estimator if not ESTIMATORS[estimator].uses_gradients else f"at_{model}"
-        return read_scores(self.results / f"scores/pretraining/{own}.h5", estimator)[0]
+        return read_scores(self.results / f"scores/pretraining/{own}.h5", estimator).matrix
 
     def checkpoints(self, seed: int = 0, part: int | None = None) -> dict[int, Path]:
         """Epoch → a chain's pretraining after it; it is trained again to get at them and at √v̂ of its end."""

@@ -254,7 +254,7 @@ def scored(folder: Path, checkpoint: Path, queries: list[dict], max_length: int,
     computed = [int(store.missing.any(axis).sum()) for axis in (1, 0)]
     job.score({"gradient-dot": store}, 64, 4000, 0)
     write_scores(folder / scores, "gradient-dot", store.finished(), store.seal({"seconds": 1.0, "peak_bytes": 1.0}))
-    return {"computed": tuple(computed), "scores": read_scores(folder / scores, "gradient-dot")[0]}
+    return {"computed": tuple(computed), "scores": read_scores(folder / scores, "gradient-dot").matrix}
 
 
 def test_a_pass_has_the_new_queries_alone(tmp_path, checkpoint):

@@ -206,11 +206,12 @@ def three(tmp_path, documents, queries):
 
 @pytest.mark.parametrize("shards", SHARDS)
 def test_gathered_files_are_those_of_the_whole(tmp_path, documents, queries, whole, shards):
-    covariances, eigenvalues, (scores, attributes), values = Job(tmp_path, documents, queries, shards).all()
+    covariances, eigenvalues, found, values = Job(tmp_path, documents, queries, shards).all()
     assert_close(covariances.activation, whole[0].activation, 1e-7)
     assert_close(covariances.gradient, whole[0].gradient, 1e-7)
     assert_close(eigenvalues, whole[1], 1e-7)
-    assert np.linalg.norm(scores - whole[2][0]) < 1e-6 * np.linalg.norm(whole[2][0])
+    attributes = found.attributes
+    assert np.linalg.norm(found.matrix - whole[2].matrix) < 1e-6 * np.linalg.norm(whole[2].matrix)
     np.testing.assert_allclose(values, whole[3], rtol=1e-6)
     assert attributes["kind"] == "scores"
     assert attributes["sequences"] == len(documents)
@@ -351,7 +352,7 @@ def test_the_workflow_gives_the_same_in_any_number_of_shards(finished, tmp_path,
         whole = datasets(finished / FACTORS / f"{name}.h5")
         assert_close(datasets(folder / FACTORS / f"{name}.h5"), whole, 1e-6)
     for name, estimator in ((SCORES, "multistage-ekfac"), (NORMALISED, "multistage-relatif")):
-        scores, whole = (read_scores(path / name, estimator)[0] for path in (folder, finished))
+        scores, whole = (read_scores(path / name, estimator).matrix for path in (folder, finished))
         assert np.linalg.norm(scores - whole) < 1e-6 * np.linalg.norm(whole)
     assert not list((folder / FACTORS).glob("*/*"))  # shards are removed when they are put together
     assert "Nothing to be done" in shared(folder, shards)
@@ -364,11 +365,11 @@ def what_happens_to_damaged_stores(folder: Path) -> None:
     logs = [
         folder / f"results/tiny/logs/compute_pairwise_scores/pretraining_at_pretraining/{k}-of-3.log" for k in (1, 2, 3)
     ]
-    expected, _ = read_scores(folder / SCORES, "multistage-ekfac")
+    expected = read_scores(folder / SCORES, "multistage-ekfac").matrix
     for damage in (Path.unlink, lambda store: store.write_bytes(store.read_bytes()[:1000])):
         (folder / SCORES).unlink()
         damage(folder / "results/tiny/scores/pretraining/at_pretraining/.store/2-of-3/multistage-ekfac.h5")
         shared(folder, 3)
         computed = [re.search(r"^scores: ", log.read_text(), re.MULTILINE) is not None for log in logs]
         assert computed == [False, True, False]
-        assert np.array_equal(read_scores(folder / SCORES, "multistage-ekfac")[0], expected)
+        assert np.array_equal(read_scores(folder / SCORES, "multistage-ekfac").matrix, expected)

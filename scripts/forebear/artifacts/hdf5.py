@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
-import torch
-from torch import Tensor
+import numpy as np
 
 from forebear.artifacts.digests import content_digest
 from forebear.errors import ForebearError, removal
@@ -135,23 +134,23 @@ def read_attributes(path: str | Path, kind: str | None = None, expected: Attribu
         return dict(file.attrs)
 
 
-def write_tensors(file: h5py.File, tensors: Mapping[str, Tensor], dataset: str) -> None:
-    """Write {block: tensor} as `/{block}/{dataset}`.
+def write_array(file: h5py.File, name: str, values: np.ndarray) -> None:
+    """Write a dataset `/{block}/{what}`.
 
     Raises:
-        ForebearError: a tensor has NaN or infinite values.
+        ForebearError: it has NaN or infinite values.
     """
-    for block, tensor in tensors.items():
-        check_finite(tensor, block, dataset)
-        file[f"{block}/{dataset}"] = tensor.cpu().numpy()
-        file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
+    check_finite(values, name)
+    file[name] = values
+    file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
 
-def check_finite(tensor: Tensor, block: str, dataset: str) -> None:
-    """Refuse to write a tensor with NaN or infinite values."""
-    if not torch.isfinite(tensor).all():
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Refuse to write a dataset with NaN or infinite values."""
+    if not np.isfinite(values).all():
+        block, _, what = name.rpartition("/")
         raise ForebearError(
-            f"{block}: its {dataset} has values that are not finite, so nothing was written; look for NaN in the "
+            f"{block}: its {what} has values that are not finite, so nothing was written; look for NaN in the "
             "model and its data, or raise `damping`."
         )
 
@@ -175,24 +174,3 @@ def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:
             f"{file.filename}: has no {dataset} for any block; delete it and run again: {removal(file.filename)}"
         )
     return found
-
-
-def read_tensors(file: h5py.File, dataset: str) -> dict[str, Tensor]:
-    """The same in memory."""
-    return {block: torch.from_numpy(item[()]) for block, item in datasets_of(file, dataset).items()}
-
-
-class StoredTensors(Mapping[str, Tensor]):
-    """Block → tensor, read from an open file whenever it is asked for, so that memory holds what is in use."""
-
-    def __init__(self, file: h5py.File, dataset: str):
-        self._datasets = datasets_of(file, dataset)
-
-    def __getitem__(self, block: str) -> Tensor:
-        return torch.from_numpy(self._datasets[block][()])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._datasets)
-
-    def __len__(self) -> int:
-        return len(self._datasets)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 
-from forebear.artifacts.hdf5 import Attributes, create, open_checked, write_tensors
+from forebear.artifacts.hdf5 import Attributes, create, open_checked, write_array
 from forebear.errors import ForebearError
 
 COUNTED = {"covariances": "positions", "eigenvalues": "sequences"}  # what the means of a factor are over
@@ -48,8 +47,7 @@ def gather_factor(path: str | Path, kind: str, shards: Sequence[str | Path], exp
             block, _, dataset = name.rpartition("/")
             counts = [count * _share(file, block, dataset) for file, count in filled]
             mean = weighted_mean((file[name][()] for file, _ in filled), counts)
-            mean = mean if dataset == "shares" else mean.astype(np.float32)
-            write_tensors(target, {block: torch.from_numpy(mean)}, dataset)
+            write_array(target, name, mean if dataset == "shares" else mean.astype(np.float32))
 
 
 def _share(file: h5py.File, block: str, dataset: str) -> float:

@@ -14,15 +14,8 @@ import h5py
 import torch
 from torch import Tensor
 
-from forebear.artifacts.hdf5 import (
-    Attributes,
-    StoredTensors,
-    create,
-    open_checked,
-    open_to_stay,
-    read_tensors,
-    write_tensors,
-)
+from forebear.artifacts.hdf5 import Attributes, create, open_checked, open_to_stay
+from forebear.artifacts.tensors import StoredTensors, read_tensors, write_tensors
 from forebear.factors.kronecker import Covariances, Eigenbasis
 
 

@@ -116,8 +116,9 @@ class QueryColumnsWriter:
 
         Where [q, T, ...] has a smaller T than other queries have, zeros follow.
         """
-        check_finite(vectors, name, kind)
-        self.write_rows(f"{name}/{kind}", rows, vectors)
+        values = vectors.cpu()
+        check_finite(values.numpy(), f"{name}/{kind}")
+        self.write_rows(f"{name}/{kind}", rows, values)
 
     def write_rows(self, name: str, rows: slice | np.ndarray | Tensor, values: Tensor) -> None:
         """Some rows of a dataset [Q, ...]."""

@@ -9,6 +9,7 @@ whole is a query that was left out.
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -69,46 +70,41 @@ def write_scores(
         file.write(estimator, scores, {}, exact)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a file has of an estimator."""
+
+    matrix: np.ndarray  # [N, Q]
+    attributes: dict  # of the file and of the estimator's group
+    exact: np.ndarray  # [N] bool: the documents whose scores are not of compressed queries
+
+
 def open_scores(path: str | Path, expected: Attributes | None = None) -> h5py.File:
-    """A file of scores, checked, which stays open."""
+    """A file of scores, checked, which stays open; for `scores_of` several estimators."""
     return open_to_stay(path, "scores", expected)
 
 
-def scores_of(file: h5py.File, estimator: str) -> tuple[np.ndarray, dict]:
-    """An estimator's scores [N, Q], and the attributes of the file and its group.
+def scores_of(file: h5py.File, estimator: str) -> Scores:
+    """The scores of one estimator.
 
     Raises:
-        ForebearError: the file has none of that estimator.
+        ForebearError: the file has none of it.
     """
-    group = _group(file, estimator)
-    return group["matrix"][()], {**file.attrs, **group.attrs}
-
-
-def exact_of(file: h5py.File, estimator: str) -> np.ndarray:
-    """[N] bool: the documents whose scores are not of compressed queries."""
-    group = _group(file, estimator)
-    return group["exact"][()] if "exact" in group else np.ones(len(group["matrix"]), bool)
-
-
-def _group(file: h5py.File, estimator: str) -> h5py.Group:
     if estimator not in file:
         raise ForebearError(
             f"{file.filename}: has scores of {shortened(sorted(file))}, not of {estimator}; delete it and run again: "
             f"{removal(file.filename)}"
         )
-    return file[estimator]
+    group = file[estimator]
+    matrix = group["matrix"][()]
+    exact = group["exact"][()] if "exact" in group else np.ones(len(matrix), bool)
+    return Scores(matrix, {**file.attrs, **group.attrs}, exact)
 
 
-def read_scores(path: str | Path, estimator: str, expected: Attributes | None = None) -> tuple[np.ndarray, dict]:
-    """`scores_of` a file."""
+def read_scores(path: str | Path, estimator: str, expected: Attributes | None = None) -> Scores:
+    """The scores of one estimator, checked."""
     with open_scores(path, expected) as file:
         return scores_of(file, estimator)
-
-
-def read_exact(path: str | Path, estimator: str) -> np.ndarray:
-    """`exact_of` a file."""
-    with open_scores(path) as file:
-        return exact_of(file, estimator)
 
 
 class ScoreStore:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from forebear.errors import ForebearError
-from forebear.scores.files import ScoreStore, read_exact, read_scores, write_scores
+from forebear.scores.files import ScoreStore, read_scores, write_scores
 from forebear.scores.rescoring import outermost, rescore
 
 
@@ -72,17 +72,17 @@ def test_a_pass_over_some_documents_is_continued_and_its_file_says_which_are_exa
     rows = np.isin(np.arange(200), [3, 7, 9])
     scores = np.where(rows[:, None], again.values, compressed["a"].astype(np.float32))
     write_scores(path, "a", scores, again.seal({"seconds": 2.0}), rows)
-    found, attributes = read_scores(path, "a")
-    assert attributes["seconds"] == 2.0
-    assert (read_exact(path, "a") == rows).all()
-    np.testing.assert_array_equal(found, np.where(rows[:, None], exact["a"], compressed["a"]).astype(np.float32))
+    found = read_scores(path, "a")
+    assert found.attributes["seconds"] == 2.0
+    assert (found.exact == rows).all()
+    np.testing.assert_array_equal(found.matrix, np.where(rows[:, None], exact["a"], compressed["a"]).astype(np.float32))
 
 
 def test_scores_are_exact_unless_a_file_says_otherwise(tmp_path, exact):
     write_scores(tmp_path / "s.h5", "a", exact["a"], {})
-    assert read_exact(tmp_path / "s.h5", "a").all()
+    assert read_scores(tmp_path / "s.h5", "a").exact.all()
     write_scores(tmp_path / "t.h5", "a", exact["a"], {}, exact=np.arange(200) > 50)
-    assert read_exact(tmp_path / "t.h5", "a").sum() == 149
+    assert read_scores(tmp_path / "t.h5", "a").exact.sum() == 149
 
 
 def test_scores_of_another_estimator_are_refused(tmp_path, exact):
