@@ -47,28 +47,11 @@ wildcard_constraints:
     stage="|".join(STAGES),
     dataset="|".join([*STAGES, "queries", "candidates"]),
     point="(" + "|".join(STAGES) + ")(@(" + "|".join(STAGES) + "))?",
+    model="|".join(STAGES),
     estimator="[a-z0-9-]+",
     columns="[a-z0-9-]+",
     shard=r"\d+",
     shards=r"\d+",
-
-
-def one_of(studies):
-    """A wildcard constraint: these studies and no other, even if there are none."""
-    return "|".join(studies) or "(?!)"
-
-
-# Studies whose passes over documents are one job each, and those where shards share them.
-WHOLE = one_of([name for name, study in CONFIG.studies.items() if study.shards == 1])
-SHARDED = one_of([name for name, study in CONFIG.studies.items() if study.shards > 1])
-
-# Sharded studies whose gathered scores are the last ones, and those where some are then computed again.
-GATHERED = one_of(
-    [n for n, s in CONFIG.studies.items() if s.shards > 1 and s.compression.rank is None]
-)
-GATHERED_FIRST = one_of(
-    [n for n, s in CONFIG.studies.items() if s.shards > 1 and s.compression.rank is not None]
-)
 
 
 def with_needs(message, gpus=True):
@@ -116,11 +99,11 @@ def growing(base):
     return lambda wildcards, attempt: base * 2 ** (attempt - 1)
 
 
-def memory(base, study=None):
+def memory(base):
     """Memory (MB) of a job on a model: as the study multiplies it, and doubled with every attempt."""
-    return lambda wildcards, attempt: growing(
-        round(base * CONFIG.studies[study or wildcards.study].memory)
-    )(wildcards, attempt)
+    return lambda wildcards, attempt: growing(round(base * study_of(wildcards).memory))(
+        wildcards, attempt
+    )
 
 
 def baseline_gpus(wildcards):

@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        scores=lambda w: [f for e in study_of(w).computed for f in scores_files(w, e)],
+        scores=lambda w: [f for e in study_of(w).computed for f in scores_files(w.study, e)],
         overhead=lambda w: sorted(
             {f for e in study_of(w).computed for f in overhead_files(w.study, e)}
         ),
@@ -73,7 +73,7 @@ rule compute_damping_sweep:
 
 rule list_proponents:
     input:
-        scores=lambda w: scores_files(w, study_of(w).computed[0]),
+        scores=lambda w: scores_files(w.study, study_of(w).computed[0]),
         records=attributed_records,
         queries="results/{study}/data/queries.jsonl",
         answers="results/{study}/queries/answers.jsonl",
@@ -102,9 +102,9 @@ rule list_proponents:
 
 rule compare_with_reference:
     input:
-        scores=lambda w: [f for e in compared(w.study) for f in scores_files(w, e)],
-        reference=lambda w: scores_files(w, "reference"),
-        check=lambda w: scores_files(w, "reference-check"),
+        scores=lambda w: [f for e in compared(w.study) for f in scores_files(w.study, e)],
+        reference=lambda w: scores_files(w.study, "reference"),
+        check=lambda w: scores_files(w.study, "reference-check"),
         reference_columns=lambda w: columns_file(w.study, study_of(w).attributed[0], "reference"),
         check_columns=lambda w: columns_file(w.study, study_of(w).attributed[0], "reference-check"),
         overhead=lambda w: sorted(

@@ -6,11 +6,11 @@ rule fit_covariances:
         manifest=lambda w: manifest(w.study, model_of(w.point)),
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
     output:
-        **with_receipts(covariances="results/{study}/factors/{point}/covariances.h5"),
+        **with_receipts(
+            covariances=temp("results/{study}/factors/{point}/covariances/{shard}-of-{shards}.h5")
+        ),
     log:
-        "results/{study}/logs/fit_covariances/{point}.log",
-    wildcard_constraints:
-        study=WHOLE,
+        "results/{study}/logs/fit_covariances/{point}/{shard}-of-{shards}.log",
     cache: True
     conda:
         "../envs/forebear.yaml"
@@ -29,25 +29,11 @@ rule fit_covariances:
         shard=shard_of,
         engine=engine("fit_covariances"),
     message:
-        with_needs("{wildcards.study}: covariances of {wildcards.point}")
-    script:
-        "../scripts/fit_covariances.py"
-
-
-use rule fit_covariances as fit_covariances_shard with:
-    output:
-        **with_receipts(
-            covariances=temp("results/{study}/factors/{point}/covariances/{shard}-of-{shards}.h5")
-        ),
-    log:
-        "results/{study}/logs/fit_covariances/{point}/{shard}-of-{shards}.log",
-    wildcard_constraints:
-        study=SHARDED,
-    cache: True
-    message:
         with_needs(
             "{wildcards.study}: covariances of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}"
         )
+    script:
+        "../scripts/fit_covariances.py"
 
 
 rule compute_eigenbasis:
@@ -82,11 +68,11 @@ rule fit_eigenvalues:
         records=lambda w: f"results/{w.study}/data/{data_of(w.point)}.jsonl",
         eigenbasis="results/{study}/factors/{point}/eigenbasis.h5",
     output:
-        **with_receipts(eigenvalues="results/{study}/factors/{point}/eigenvalues.h5"),
+        **with_receipts(
+            eigenvalues=temp("results/{study}/factors/{point}/eigenvalues/{shard}-of-{shards}.h5")
+        ),
     log:
-        "results/{study}/logs/fit_eigenvalues/{point}.log",
-    wildcard_constraints:
-        study=WHOLE,
+        "results/{study}/logs/fit_eigenvalues/{point}/{shard}-of-{shards}.log",
     cache: True
     conda:
         "../envs/forebear.yaml"
@@ -105,25 +91,11 @@ rule fit_eigenvalues:
         shard=shard_of,
         engine=engine("fit_eigenvalues"),
     message:
-        with_needs("{wildcards.study}: eigenvalues of {wildcards.point}")
-    script:
-        "../scripts/fit_eigenvalues.py"
-
-
-use rule fit_eigenvalues as fit_eigenvalues_shard with:
-    output:
-        **with_receipts(
-            eigenvalues=temp("results/{study}/factors/{point}/eigenvalues/{shard}-of-{shards}.h5")
-        ),
-    log:
-        "results/{study}/logs/fit_eigenvalues/{point}/{shard}-of-{shards}.log",
-    wildcard_constraints:
-        study=SHARDED,
-    cache: True
-    message:
         with_needs(
             "{wildcards.study}: eigenvalues of {wildcards.point}, shard {wildcards.shard} of {wildcards.shards}"
         )
+    script:
+        "../scripts/fit_eigenvalues.py"
 
 
 rule gather_factors:
@@ -136,7 +108,6 @@ rule gather_factors:
     log:
         "results/{study}/logs/gather_factors/{point}-{factor}.log",
     wildcard_constraints:
-        study=SHARDED,
         factor="covariances|eigenvalues",
     cache: True
     conda:

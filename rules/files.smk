@@ -248,12 +248,6 @@ def first_columns_file(study, stage, columns):
     return columns_file(study, stage, columns)
 
 
-def first_scores(study, stage, estimator):
-    """The scores of all documents, without their suffix: the last ones, if no queries are compressed."""
-    folder = "compressed/" if CONFIG.studies[study].compression.rank is not None else ""
-    return f"results/{study}/scores/{stage}/{folder}{estimator}"
-
-
 def documents_point_of(wildcards):
     study = study_of(wildcards)
     return documents_point(wildcards.columns, study.stage_names, wildcards.stage)
@@ -270,16 +264,33 @@ def attributed_records(wildcards):
     return [scored_records(wildcards.study, stage) for stage in study_of(wildcards).attributed]
 
 
-def scores_files(wildcards, estimator):
+def scores_file(study, stage, estimator, first=False):
+    """The file that has an estimator's scores of a stage's documents: that of its pass, or its own.
+
+    Where queries are compressed, a pass of all documents comes `first`, and the outermost are scored again.
+    """
+    described, config = ESTIMATORS[estimator], CONFIG.studies[study]
+    if not described.uses_gradients:
+        return f"results/{study}/scores/{stage}/{estimator}.h5"
+    model = config.stage_names[-1] if described.at_last else stage
+    rescored = "" if first or config.compression.rank is None else "rescored_"
+    return f"results/{study}/scores/{stage}/{rescored}at_{model}.h5"
+
+
+def scores_files(study, estimator):
     """An estimator's scores: one file for each attributed stage."""
-    folder = f"results/{wildcards.study}/scores"
-    return [f"{folder}/{stage}/{estimator}.h5" for stage in study_of(wildcards).attributed]
+    return [scores_file(study, s, estimator) for s in CONFIG.studies[study].attributed]
 
 
-def scoring_stage(wildcards):
-    """The stage at whose model an estimator looks at the documents of a stage."""
-    at_last = ESTIMATORS[wildcards.estimator].at_last
-    return study_of(wildcards).stage_names[-1] if at_last else wildcards.stage
+def served(wildcards):
+    """The estimators that the pass over a stage's documents at a model serves."""
+    study = study_of(wildcards)
+    passes = scoring_passes(study.computed, study.stage_names, wildcards.stage)
+    if wildcards.model not in passes:
+        raise WorkflowError(
+            f"{wildcards.study}: no estimator looks at the documents of {wildcards.stage} at the {wildcards.model} model."
+        )
+    return passes[wildcards.model]
 
 
 def baseline_manifest(wildcards):
@@ -287,12 +298,6 @@ def baseline_manifest(wildcards):
     if not ESTIMATORS[wildcards.estimator].runs_model:
         return []
     return manifest(wildcards.study, study_of(wildcards).stage_names[-1])
-
-
-def base_scores(wildcards):
-    """The scores that an estimator's are made from."""
-    base = ESTIMATORS[wildcards.estimator].base
-    return f"results/{wildcards.study}/scores/{wildcards.stage}/{base}.h5"
 
 
 def retrained_stages(wildcards):
@@ -335,15 +340,8 @@ def shard_files(wildcards):
 
 
 def shard_of(wildcards):
-    """[k, n]: a job on documents looks at the k-th of n parts of them; [1, 1] is all."""
-    return [int(wildcards.get("shard", 1)), int(wildcards.get("shards", 1))]
-
-
-def whole_or_shard(study, path, suffix):
-    """A file of a pass over documents or, where shards share it, the pattern of theirs."""
-    if CONFIG.studies[study].shards == 1:
-        return f"{path}.{suffix}"
-    return f"{path}/{{shard}}-of-{{shards}}.{suffix}"
+    """[k, n]: a job on documents looks at the k-th of n parts of them."""
+    return [int(wildcards.shard), int(wildcards.shards)]
 
 
 def shards_of(path):
@@ -388,27 +386,16 @@ def query_overhead_files(study, columns):
     return list(dict.fromkeys(files))
 
 
-def all_passes():
-    """(study, documents' stage, stage at whose model, estimators served) of the whole config."""
-    return [
-        (name, attributed, stage, estimators)
-        for name, study in CONFIG.studies.items()
-        for attributed in study.attributed
-        for stage, estimators in scoring_passes(
-            study.computed, study.stage_names, attributed
-        ).items()
-    ]
-
-
 def study_files(wildcards):
     """All files whose origin a study's provenance tells: from data to figures."""
     study, folder = study_of(wildcards), f"results/{wildcards.study}"
     files = [f"{folder}/data/{name}.jsonl" for name in [*study.stage_names, "queries"]]
     files += [manifest(wildcards.study, stage) for stage in study.stage_names]
     for estimator in study.computed:
-        files += overhead_files(wildcards.study, estimator) + scores_files(wildcards, estimator)
-        if ESTIMATORS[estimator].uses_gradients:
-            files += [f"{first_scores(wildcards.study, s, estimator)}.h5" for s in study.attributed]
+        files += overhead_files(wildcards.study, estimator) + scores_files(
+            wildcards.study, estimator
+        )
+        files += [scores_file(wildcards.study, s, estimator, first=True) for s in study.attributed]
     names = ["queries/answers.jsonl", "evaluation.csv", "evaluation.json", "proponents.md"]
     names += [f"{figure}.png" for figure in figures_of(wildcards.study)]
     if study.retrainable:

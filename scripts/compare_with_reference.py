@@ -12,12 +12,13 @@ from forebear.artifacts.digests import file_digest
 from forebear.evaluation.agreement import agreement
 from forebear.queries.files import solves_of
 from forebear.runtime.atomic import atomic_path
-from forebear.scores.files import read_cost, read_scores
+from forebear.scores.files import open_scores, read_cost, scores_of
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}
-reference, reference_cost = read_scores(files.reference[0], {**digests, "estimator": "reference"})
-check, _ = read_scores(files.check[0], {**digests, "estimator": "reference-check"})
+opened = {file: open_scores(file, digests) for file in {*files.scores, *files.reference, *files.check}}
+reference = scores_of(opened[files.reference[0]], "reference")
+check = scores_of(opened[files.check[0]], "reference-check").matrix
 
 
 def seconds_of(estimator: str, cost: dict) -> float:
@@ -28,14 +29,14 @@ def seconds_of(estimator: str, cost: dict) -> float:
 
 rows = []
 for name, file in zip(params.estimators, files.scores, strict=True):
-    scores, cost = read_scores(file, {**digests, "estimator": name})
-    agreed = agreement(scores, reference, params.seed)
-    rows.append({"estimator": name, **agreed, "seconds": seconds_of(name, cost)})
+    scores = scores_of(opened[file], name)
+    agreed = agreement(scores.matrix, reference.matrix, params.seed)
+    rows.append({"estimator": name, **agreed, "seconds": seconds_of(name, scores.attributes)})
 summary = {
-    "documents": len(reference),
-    "queries": reference.shape[1],
-    "agreement_of_two_runs": agreement(check, reference, params.seed),
-    "reference_seconds": seconds_of("reference", reference_cost),
+    "documents": len(reference.matrix),
+    "queries": reference.matrix.shape[1],
+    "agreement_of_two_runs": agreement(check, reference.matrix, params.seed),
+    "reference_seconds": seconds_of("reference", reference.attributes),
     "reference": solves_of(files.reference_columns),
     "check": solves_of(files.check_columns),
 }

@@ -20,21 +20,23 @@ basis = stored_eigenbasis(files.eigenbasis, {**point_digests(files.manifest, fil
 device = device_for(params.gpus)
 room = budget_of(0, snakemake.resources.mem_mb, params.gpus).room  # preconditioning holds no less
 
-lost, whole = (torch.zeros(len(queries.losses)) for _ in range(2))
-origin = origin_of(params, [files.columns, files.eigenbasis])
-attributes, places = {**queries.attributes, "rank": params.rank, "origin": origin}, torch.from_numpy(queries.places)
+attributes = {**queries.attributes, "rank": params.rank, "origin": origin_of(params, [files.columns, files.eigenbasis])}
 path, keys = snakemake.output.columns, queries.keys
-with create_query_columns(path, queries.losses, queries.blocks, attributes, keys, places) as file:
+with create_query_columns(path, queries.losses, queries.blocks, attributes, keys) as file:
+    new = queries.at(file.missing)
+    lost, whole = torch.zeros(2, len(new.losses))
     with measured() as cost:
-        for part in split_preconditioning(queries.blocks, len(queries.losses), room):
+        for part in split_preconditioning(new.blocks, len(new.losses), room) if len(new.losses) else ():
+            rows = file.missing[part.queries]
             for block in part.blocks:
-                matrices = queries.of([block], part.queries)[block.name].to(device)
+                matrices = new.of([block], part.queries)[block.name].to(device)
                 found = compress(matrices, Metric.of(block, basis).to(device), params.rank)
-                file.write_part("left", block.name, part.queries, found.products.left)
-                file.write_part("right", block.name, part.queries, found.products.right)
-                file.write_part("residuals", block.name, part.queries, relative_residual(found.lost, found.whole))
+                file.write_part("left", block.name, rows, found.products.left)
+                file.write_part("right", block.name, rows, found.products.right)
+                file.write_part("residuals", block.name, rows, relative_residual(found.lost, found.whole))
                 lost[part.queries] += found.lost.cpu()
                 whole[part.queries] += found.whole.cpu()
-    residuals = relative_residual(lost, whole)
+    file.write_rows("residuals", file.missing, relative_residual(lost, whole))
+    residuals = file.read_rows("residuals")
     file.note({"residual": residuals.median().item(), "largest_residual": residuals.max().item(), **cost})
 print(f"rank {params.rank}: residual {residuals.median():.3f} of the median query, {residuals.max():.3f} of the worst")

@@ -57,5 +57,5 @@ with measured() as cost:
     else:
         scores = cosine_scores(*embeddings)
 
-attributes = {"study": params.study, "estimator": params.estimator, "overhead_seconds": overhead["seconds"]}
-write_scores(snakemake.output.scores, scores, {**attributes, **digests, **cost})
+attributes = {"study": params.study, "overhead_seconds": overhead["seconds"], **digests, **cost}
+write_scores(snakemake.output.scores, params.estimator, scores, attributes)

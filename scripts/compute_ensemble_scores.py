@@ -25,11 +25,10 @@ with measured() as cost:
 trained = sum(read_manifest(manifests[-1])["cost"]["seconds"] for manifests in chains)
 attributes = {
     "study": params.study,
-    "estimator": "multistage-ensemble",
     "data_digest": file_digest(files.records[0]),
     "query_data_digest": file_digest(files.queries),
     **cost,
     "seconds": scoring,
     "overhead_seconds": trained + cost["seconds"] - scoring,
 }
-write_scores(snakemake.output.scores, scores, attributes)
+write_scores(snakemake.output.scores, "multistage-ensemble", scores, attributes)

@@ -4,13 +4,15 @@ from forebear.runtime.job import measured, start, warn
 
 start(snakemake)
 
+import torch
+
 from forebear.data.records import read_records, record_key
 from forebear.gradients.point import open_point
 from forebear.gradients.tracked import tracked_warnings
 from forebear.models.checkpoints import warn_of_size
 from forebear.planning.budget import budget_of, shape_at
 from forebear.planning.plan import announce, plan_query_gradients
-from forebear.queries.files import create_query_columns, kept_columns, origin_of
+from forebear.queries.files import create_query_columns, origin_of
 from forebear.queries.gradients import stream_query_gradients
 
 params = snakemake.params
@@ -28,15 +30,11 @@ budget = budget_of(shape.model_bytes, snakemake.resources.mem_mb, params.loading
 plan = plan_query_gradients(shape, budget, params.batch_tokens)
 announce(plan)
 path, keys = snakemake.output.gradients, [record_key(record) for record in read_records(snakemake.input.queries)]
-origin = origin_of(params, [snakemake.input.manifest])
-kept = kept_columns(path, origin, keys)
-losses, attributes = (
-    kept.losses(),
-    {"study": params.study, "tracked_share": point.tracked_share, **point.digests, "origin": origin},
-)
-with create_query_columns(path, losses, point.blocks, attributes, keys, kept=kept) as file:
+origin, losses = origin_of(params, [snakemake.input.manifest]), torch.zeros(len(keys))
+attributes = {"study": params.study, "tracked_share": point.tracked_share, **point.digests, "origin": origin}
+with create_query_columns(path, losses, point.blocks, attributes, keys) as file:
     with measured() as cost:
-        losses[kept.missing] = stream_query_gradients(
-            point.model, point.blocks, point.examples, plan.batch_tokens, file.write_part, kept.missing
-        )[kept.missing]
+        losses[:] = stream_query_gradients(
+            point.model, point.blocks, point.examples, plan.batch_tokens, file.write_part, file.missing
+        )
     file.note(cost)

@@ -16,5 +16,5 @@ counts = [len(Records(file)) for file in files.collection]
 first = sum(counts[: params.place])
 with measured() as cost:
     scores = ensemble_scores(members)[first:][: counts[params.place]]
-attributes = {"study": params.study, "estimator": "trak", "data_digest": file_digest(files.records), **queries}
-write_scores(snakemake.output.scores, scores, {**attributes, **cost})
+attributes = {"study": params.study, "data_digest": file_digest(files.records), **queries, **cost}
+write_scores(snakemake.output.scores, "trak", scores, attributes)

@@ -5,6 +5,7 @@ from forebear.runtime.job import start
 start(snakemake)
 
 import json
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from forebear.ground_truth.bank import Bank
 from forebear.ground_truth.files import read_bank, read_subsets
 from forebear.runtime.atomic import atomic_path
 from forebear.runtime.progress import progress
-from forebear.scores.files import read_cost, read_scores
+from forebear.scores.files import open_scores, read_cost, scores_of
 
 params, files = snakemake.params, snakemake.input
 documents = [{"id": document["id"]} for file in files.records for document in Records(file)]
@@ -35,15 +36,17 @@ if warning := unknown_names(documents, queries):
     print(warning)
 relevant, candidates = relevant_indices(documents, queries), candidate_mask(documents, queries)
 digests = [{"data_digest": file_digest(f), "query_data_digest": file_digest(files.queries)} for f in files.records]
+stages, expected = params.stages, dict(zip(files.scores, cycle(digests), strict=False))
+opened = {file: open_scores(file, digests) for file, digests in expected.items()}
 
 tracked = tracked_shares(files.overhead, params.last)
 
 rows = []
 for k, name in enumerate(progress(params.estimators, "evaluate", "estimator")):
-    of_stages = files.scores[k * len(params.stages) :][: len(params.stages)]
-    expected = [{**digest, "estimator": name} for digest in digests]
-    matrices, costs = zip(*map(read_scores, of_stages, expected), strict=True)
-    scores = dict(zip(params.stages, matrices, strict=True))
+    of_stages = files.scores[k * len(stages) :][: len(stages)]
+    found = {stage: scores_of(opened[file], name) for stage, file in zip(stages, of_stages, strict=True)}
+    scores = {stage: part.matrix for stage, part in found.items()}
+    costs = [part.attributes for part in found.values()]
     overhead = [read_cost(source) for source in params.overhead[name]]
     row = evaluate_estimator(scores, bank, relevant, costs, overhead, params.seed, candidates)
     if tracked and ESTIMATORS[root(name)].uses_gradients:

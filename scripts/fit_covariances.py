@@ -5,6 +5,7 @@ from forebear.runtime.job import measured, start, warn
 start(snakemake)
 
 from forebear.artifacts.digests import params_digest
+from forebear.artifacts.shards import shard_kind
 from forebear.data.batches import shard_documents
 from forebear.factors.files import create_factors
 from forebear.factors.fit import fit_covariances
@@ -36,8 +37,8 @@ attributes = {
     "params_digest": params_digest(params),
     **point.attributes(documents),
 }
-with create_factors(snakemake.output.covariances, "covariances", attributes, params.shard) as file:
+with create_factors(snakemake.output.covariances, shard_kind("covariances", params.shard), attributes) as file:
     with measured() as cost:
         for part in plan.partitions:
-            file.write(fit_covariances(point.model, part.blocks, point.examples, *options))
+            file.write(fit_covariances(point.model, part.blocks, point.examples, *options, double=True))
     file.note(cost)

@@ -5,6 +5,7 @@ from forebear.runtime.job import measured, start
 start(snakemake)
 
 from forebear.artifacts.digests import params_digest
+from forebear.artifacts.shards import shard_kind
 from forebear.data.batches import shard_documents
 from forebear.factors.files import create_factors, stored_eigenbasis
 from forebear.factors.fit import fit_eigenvalues
@@ -34,8 +35,8 @@ attributes = {
     "params_digest": params_digest(params),
     **point.attributes(documents),
 }
-with create_factors(snakemake.output.eigenvalues, "eigenvalues", attributes, params.shard) as file:
+with create_factors(snakemake.output.eigenvalues, shard_kind("eigenvalues", params.shard), attributes) as file:
     with measured() as cost:
         for part in plan.partitions:
-            file.write(fit_eigenvalues(point.model, part.blocks, point.examples, *options))
+            file.write(fit_eigenvalues(point.model, part.blocks, point.examples, *options, double=True))
     file.note(cost)

@@ -12,25 +12,26 @@ from forebear.evaluation.lds import document_effects
 from forebear.gradients.tracked import tracked_shares, tracked_warnings
 from forebear.report.proponents import PartlyExact, proponents_markdown
 from forebear.runtime.atomic import atomic_path
-from forebear.scores.files import read_exact, read_scores
+from forebear.scores.files import read_scores
 
 params, files = snakemake.params, snakemake.input
-of_queries = {"query_data_digest": file_digest(files.queries), "estimator": params.estimator}
+of_queries, estimator = {"query_data_digest": file_digest(files.queries)}, params.estimator
 digests = [{"data_digest": file_digest(file), **of_queries} for file in files.records]
-matrices, attributes = zip(*map(read_scores, files.scores, digests), strict=True)
+scores = [read_scores(file, estimator, expected) for file, expected in zip(files.scores, digests, strict=True)]
 compressed = None
-if "rank" in attributes[0]:
-    exact = np.concatenate([read_exact(file) for file in files.scores])
-    compressed = PartlyExact(attributes[0]["rank"], max(found["residual"] for found in attributes), exact)
+if "rank" in scores[0].attributes:
+    exact = np.concatenate([found.exact for found in scores])
+    residual = max(found.attributes["residual"] for found in scores)
+    compressed = PartlyExact(scores[0].attributes["rank"], residual, exact)
 stages = dict(zip(params.stages, map(Records, files.records), strict=True))
 page = proponents_markdown(
     params.study,
     read_records(files.queries),
     read_jsonl(files.answers),
     StagedRecords(stages),
-    document_effects(dict(zip(stages, matrices, strict=True))),
+    document_effects({stage: found.matrix for stage, found in zip(stages, scores, strict=True)}),
     params.top,
-    params.estimator,
+    estimator,
     compressed,
     tracked_warnings(tracked_shares(files.overhead, params.last)),
 )

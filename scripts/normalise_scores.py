@@ -6,15 +6,14 @@ start(snakemake)
 
 from forebear.artifacts.digests import file_digest
 from forebear.estimators import ESTIMATORS
-from forebear.scores.files import read_exact, read_scores, read_self_influence, write_scores
+from forebear.scores.files import read_scores, read_self_influence, write_scores
 from forebear.scores.self_influence import normalised
 
 params, files = snakemake.params, snakemake.input
 digests = {"data_digest": file_digest(files.records)}
-of_base = {"query_data_digest": file_digest(files.queries), "estimator": ESTIMATORS[params.estimator].base}
-scores, attributes = read_scores(files.scores, {**digests, **of_base})
+expected = {**digests, "query_data_digest": file_digest(files.queries)}
+base = read_scores(files.scores, ESTIMATORS[params.estimator].base, expected)
 with measured() as cost:
-    scores = normalised(scores, read_self_influence(files.self_influence, digests))
-attributes |= {"estimator": params.estimator, "seconds": attributes["seconds"] + cost["seconds"]}
-exact = read_exact(files.scores) if "rank" in attributes else None
-write_scores(snakemake.output.scores, scores, attributes, exact)
+    scores = normalised(base.matrix, read_self_influence(files.self_influence, digests))
+attributes = {**base.attributes, "seconds": base.attributes["seconds"] + cost["seconds"]}
+write_scores(snakemake.output.scores, params.estimator, scores, attributes, base.exact)

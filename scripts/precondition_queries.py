@@ -10,7 +10,7 @@ from forebear.artifacts.manifests import point_digests
 from forebear.planning.budget import budget_of
 from forebear.planning.plan import split_preconditioning
 from forebear.queries.chain import apply_chain
-from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns
+from forebear.queries.files import create_query_columns, origin_of, read_query_columns
 from forebear.queries.open_chain import open_inverse
 from forebear.runtime.devices import device_for
 
@@ -22,14 +22,13 @@ inverses = [open_inverse(*part, queries.blocks, params.unrolled, stored=True, de
 
 path = snakemake.output.columns
 origin = origin_of(params, [files.gradients, *files.manifests, *files.records, *files.eigenbasis, *files.eigenvalues])
-kept = kept_columns(path, origin, queries.keys)
 room = budget_of(0, snakemake.resources.mem_mb, params.gpus).room
 attributes = {**queries.attributes, "columns": params.columns, "origin": origin}
-with create_query_columns(path, queries.losses, queries.blocks, attributes, queries.keys, kept=kept) as file:
-    new = queries.at(kept.missing)
+with create_query_columns(path, queries.losses, queries.blocks, attributes, queries.keys) as file:
+    new = queries.at(file.missing)
     with measured() as cost:
         for part in split_preconditioning(new.blocks, len(new.losses), room) if len(new.losses) else ():
             gradients = new.of(part.blocks, part.queries)
             for block, columns in apply_chain(gradients, part.blocks, inverses).items():
-                file.write(block, kept.missing[part.queries], columns)
+                file.write(block, file.missing[part.queries], columns)
     file.note(cost)

@@ -12,7 +12,7 @@ from forebear.artifacts.hdf5 import read_attributes
 from forebear.models.checkpoints import warn_of_size
 from forebear.queries.files import KIND
 from forebear.scores.document_pass import open_score_job
-from forebear.scores.files import read_scores, write_scores
+from forebear.scores.files import create_scores, open_scores, scores_of
 from forebear.scores.rescoring import rescore
 
 params, files = snakemake.params, snakemake.input
@@ -23,29 +23,30 @@ for file in files.compressed:
     found = read_attributes(file, KIND)
     compressed[found["columns"]] = found
 
-origin = {**job.point.digests, "query_data_digest": job.attributes["query_data_digest"]}
-first, costs, matrices = {}, Counter(), {}
-for name, file, path in zip(params.estimators, files.first, snakemake.output.scores, strict=True):
-    scores, found = read_scores(file, {**origin, "estimator": name})
-    if job.requests[name].columns not in compressed:
-        write_scores(path, scores, found)
-        continue
-    attributes = {"rescore": params.rescore, "first_origin": found["columns_origin"]}
-    matrices[name] = job.matrix(path, "scores", name, attributes)
-    if not matrices[name].finished:
-        first[name], costs[name] = scores, found["seconds"]
-unfinished = {name: matrices[name] for name in first}
+path, everything = snakemake.output.scores, np.arange(len(job.point.examples))
+with open_scores(files.first, {**job.point.digests, **job.of_queries}) as file:
+    first = {name: scores_of(file, name) for name in params.estimators}
+columns = {name: job.requests[name].columns for name in params.estimators}
+stores = {name: job.store(path, name, everything) for name in params.estimators if columns[name] in compressed}
+seconds = Counter()
 
 
 def score(documents: np.ndarray) -> dict[str, np.ndarray]:
-    costs.update(
-        job.score(unfinished, params.batch_tokens, snakemake.resources.mem_mb, params.loading["gpus"], documents)
+    seconds.update(
+        job.score(stores, params.batch_tokens, snakemake.resources.mem_mb, params.loading["gpus"], documents)
     )
-    return {name: matrix.values for name, matrix in unfinished.items()}
+    return {name: store.values for name, store in stores.items()}
 
 
 with measured() as cost:
-    scores = rescore(first, params.rescore, score)
-for name, matrix in matrices.items():
-    lost = {key: compressed[job.requests[name].columns][key] for key in ("rank", "residual")}
-    matrix.finish({**lost, "seconds": costs[name], "peak_bytes": cost["peak_bytes"]}, rest=scores.get(name))
+    rescored, exact = rescore({name: first[name].matrix for name in stores}, params.rescore, score)
+with create_scores(path, job.attributes) as file:
+    for name, before in first.items():
+        took = {key: before.attributes[key] for key in ("columns_origin", "seconds", "peak_bytes")}
+        if name not in stores:
+            file.write(name, before.matrix, took)
+            continue
+        own = stores[name].seal({"seconds": seconds[name], "peak_bytes": cost["peak_bytes"]})
+        lost = {key: compressed[columns[name]][key] for key in ("rank", "residual")}
+        took = {"seconds": took["seconds"] + own["seconds"], "peak_bytes": own["peak_bytes"]}
+        file.write(name, rescored[name], {**job.origin(name), **lost, **took}, exact)

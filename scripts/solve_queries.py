@@ -6,14 +6,12 @@ start(snakemake)
 
 import json
 
-import torch
-
 from forebear.artifacts.manifests import point_digests
 from forebear.factors.gauss_newton import GaussNewton
 from forebear.gradients.point import open_point
 from forebear.models.checkpoints import warn_of_size
 from forebear.queries.chain import apply_chain
-from forebear.queries.files import create_query_columns, kept_columns, origin_of, read_query_columns, solves_of
+from forebear.queries.files import create_query_columns, origin_of, read_query_columns, solves_of
 from forebear.queries.open_chain import open_inverse
 from forebear.queries.solve import SolvedInverse, SolverOptions, choose_queries, choose_sequences
 
@@ -24,8 +22,6 @@ queries = read_query_columns(files.gradients, point_digests(files.last, files.qu
 chosen = queries.at(choose_queries(len(queries.losses), options.queries).numpy())
 path = snakemake.output.columns
 origin = origin_of(params, [files.gradients, *files.manifests, *files.records, *files.eigenbasis, *files.eigenvalues])
-kept = kept_columns(path, origin, chosen.keys)
-new = chosen.at(kept.missing)
 
 inverses = []
 for link, *sources in zip(
@@ -39,16 +35,16 @@ for link, *sources in zip(
 
 sequences = {inverse.name: len(inverse.gauss_newton.examples) for inverse in inverses}
 attributes = {**queries.attributes, "columns": params.columns, "sequences": json.dumps(sequences), "origin": origin}
-places = torch.from_numpy(chosen.places)
-with create_query_columns(path, chosen.losses, queries.blocks, attributes, chosen.keys, places, kept) as file:
+with create_query_columns(path, chosen.losses, queries.blocks, attributes, chosen.keys) as file:
+    new = chosen.at(file.missing)
 
     def report(point, taken):
         for kind, values in taken.items():
-            file.write_part(kind, point, kept.missing, values)
+            file.write_part(kind, point, file.missing, values)
 
     with measured() as cost:
         if len(new.losses):
             for block, columns in apply_chain(new.of(new.blocks), new.blocks, inverses, report).items():
-                file.write(block, kept.missing, columns)
+                file.write(block, file.missing, columns)
     file.note(cost)
 print("\n".join(map(json.dumps, solves_of(path))))

@@ -24,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from forebear.config.reading import read_config
 from forebear.data.records import read_records
 from forebear.data.sequences import encode
+from forebear.estimators import ESTIMATORS
 from forebear.evaluation.lds import BOOTSTRAP, rank_correlations, subset_predictions
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.gradients.blocks import Block, tracked_blocks
@@ -104,7 +105,9 @@ class Lab:
         return Chain(self, f"member{place}", self.results / "ground_truth/retrainings" / keys[Retraining(place, 1)])
 
     def study_scores(self, estimator: str) -> np.ndarray:
-        return read_scores(self.results / f"scores/pretraining/{estimator}.h5")[0]
+        model = "finetuning" if ESTIMATORS[estimator].at_last else "pretraining"
+        own = estimator if not ESTIMATORS[estimator].uses_gradients else f"at_{model}"
+        return read_scores(self.results / f"scores/pretraining/{own}.h5", estimator).matrix
 
     def checkpoints(self, seed: int = 0, part: int | None = None) -> dict[int, Path]:
         """Epoch → a chain's pretraining after it; it is trained again to get at them and at √v̂ of its end."""

@@ -51,7 +51,7 @@ def rescored_scores(scores: np.ndarray, whole: np.ndarray, number: int) -> tuple
         rounds.append(places)
         return {"scores": whole}
 
-    return rescore({"scores": scores}, number, score)["scores"], len(rounds[-1])
+    return rescore({"scores": scores}, number, score)[0]["scores"], len(rounds[-1])
 
 
 def main() -> None:

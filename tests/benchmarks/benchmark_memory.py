@@ -31,7 +31,9 @@ LENGTH = 64
 
 
 def write_columns(path: Path, blocks: list[Block], queries: int, rank: int | None) -> None:
-    with create_query_columns(path, torch.zeros(queries), blocks, {}, ["key"] * queries) as file:
+    with create_query_columns(
+        path, torch.zeros(queries), blocks, {"origin": "o"}, list(map(str, range(queries)))
+    ) as file:
         for block in blocks:
             for one in (slice(k, k + 1) for k in range(queries)):
                 if rank is None:

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 
 from conftest import random_examples, tiny_model
 from disks import small_disk
-from forebear.artifacts.growing import ResumableMatrix
-from forebear.artifacts.hdf5 import FORMAT, open_checked
+from forebear.artifacts.hdf5 import FORMAT
 from forebear.config.reading import read_config
 from forebear.data.batches import collate
 from forebear.data.sequences import encode
@@ -26,7 +25,7 @@ from forebear.models.checkpoints import check_context
 from forebear.models.losses import evaluate_losses
 from forebear.models.training import build_tokenizer
 from forebear.runtime.atomic import atomic_files, atomic_path
-from forebear.scores.files import write_scores
+from forebear.scores.files import ScoreStore, write_scores
 from forebear.scores.pairwise import Request, pairwise_scores
 
 # Files that are not what they say
@@ -164,13 +163,13 @@ def test_errors_of_other_files_are_not_taken_for_a_full_disk(tmp_path):
 ORPHAN = """
 import sys
 import numpy as np
-from forebear.artifacts.growing import ResumableMatrix
-matrix = ResumableMatrix(sys.argv[1], "scores", {}, (2, 2))
-matrix.write(np.array([0]), np.ones((1, 2)))
+from forebear.scores.files import ScoreStore
+store = ScoreStore(sys.argv[1], "e", {}, np.arange(2), "ab", "ab")
+store.write(np.array([0]), np.ones((1, 2)), "ab")
 print("waiting", flush=True)
 input()
-matrix.write(np.array([1]), np.ones((1, 2)))
-matrix.finish({})
+store.write(np.array([1]), np.ones((1, 2)), "ab")
+store.seal({})
 """
 
 
@@ -181,12 +180,11 @@ def test_a_matrix_that_an_orphan_still_writes_is_refused(tmp_path):
         assert orphan.stdout.readline() == "waiting\n"
         with pytest.raises(
             ForebearError,
-            match=r"\.s\.h5\.partial: could not be written.* another process has it open .process \d+ .*killed run",
+            match=r"\.store/s/e\.h5: could not be written.* another process has it open .process \d+ .*killed run",
         ):
-            ResumableMatrix(path, "scores", {}, (2, 2))
+            ScoreStore(path, "e", {}, np.arange(2), "ab", "ab")
         orphan.communicate("\n")
-    with open_checked(path, "scores") as file:
-        assert (file["matrix"][()] == 1).all()
+    assert (ScoreStore(path, "e", {}, np.arange(2), "ab", "ab").finished() == 1).all()
 
 
 # Numbers that are not finite
@@ -249,11 +247,11 @@ def test_scores_that_are_not_finite_name_the_documents(tmp_path):
     with pytest.raises(
         ForebearError, match=r"s\.h5: the scores of the documents 1, 2 \(counted from 0\) are not finite"
     ):
-        write_scores(tmp_path / "s.h5", scores, {})
-    matrix = ResumableMatrix(tmp_path / "s.h5", "scores", {}, (5, 2))
+        write_scores(tmp_path / "s.h5", "e", scores, {})
+    store = ScoreStore(tmp_path / "s.h5", "e", {}, np.arange(5), "ab", "ab")
     with pytest.raises(ForebearError, match="the scores of the documents 4, 0 "):
-        matrix.write(np.array([3, 4, 0]), scores)
-    assert not matrix.written.any()
+        store.write(np.array([3, 4, 0]), scores, "ab")
+    assert store.missing.all()
 
 
 # Documents and configs

@@ -29,7 +29,7 @@ def run_cached(folder: Path, *targets: str) -> None:
 def jobs_run(folder: Path) -> set[str]:
     """The cached rules that ran: a job writes to its log, what comes from the cache leaves it empty."""
     logs = folder / "results/tiny/logs"
-    return {rule for rule in CACHED if any(log.stat().st_size for log in (logs / rule).glob("*.log"))}
+    return {rule for rule in CACHED if any(log.stat().st_size for log in (logs / rule).rglob("*.log"))}
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,17 @@ from disks import kept_full, small_disk
 pytestmark = pytest.mark.slow
 
 TABLE, FIGURE = "results/tiny/evaluation.csv", "results/figures/spearman.png"
-SCORES = "results/tiny/scores/pretraining/multistage-ekfac.h5"
-PARTIAL = "results/tiny/scores/pretraining/.multistage-ekfac.h5.partial"
-PASS = "results/tiny/logs/compute_pairwise_scores/pretraining_at_pretraining.log"
+SCORES = "results/tiny/scores/pretraining/at_pretraining.h5"
+SHARD = "results/tiny/scores/pretraining/at_pretraining/1-of-1.h5"
+STORE = "results/tiny/scores/pretraining/at_pretraining/.store/1-of-1/multistage-ekfac.h5"
+PASS = "results/tiny/logs/compute_pairwise_scores/pretraining_at_pretraining/1-of-1.log"
 
 # In the copy, scores are written after every batch, and a test may stop the pass after the third.
 STOPPABLE = """
 
-_write = ResumableMatrix.write
+import os
+
+_write = ScoreStore.write
 _writes = []
 
 
@@ -38,7 +41,7 @@ def _write_and_stop(self, *arguments):
     import time
 
     _write(self, *arguments)
-    _writes.append(self.path.name)
+    _writes.append(self._store.path.name)
     if _writes.count("multistage-ekfac.h5") == 3:
         if "KILLED" in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -46,7 +49,7 @@ def _write_and_stop(self, *arguments):
             time.sleep(0.1)
 
 
-ResumableMatrix.write = _write_and_stop
+ScoreStore.write = _write_and_stop
 """
 
 # In the copy, a test may kill a job in its third retraining.
@@ -94,7 +97,7 @@ def finished(tmp_path_factory) -> Path:
     study.update(estimators=["multistage-ekfac", "gradient-dot", "bm25"], batch_tokens=128)
     study["ground_truth"] = {"subsets": 3, "repeats": 3, "shards": 2}
     folder = copy_workflow(tmp_path_factory.mktemp("finished"), config)
-    with (folder / "scripts/forebear/artifacts/growing.py").open("a") as handle:
+    with (folder / "scripts/forebear/scores/files.py").open("a") as handle:
         handle.write(STOPPABLE)
     with (folder / "scripts/forebear/ground_truth/retrain.py").open("a") as handle:
         handle.write(KILLABLE)
@@ -113,9 +116,9 @@ def workspace(finished, tmp_path) -> Path:
     return shutil.copytree(finished, tmp_path / "workspace", copy_function=shutil.copy2)
 
 
-def matrix(folder: Path, path: str = SCORES) -> np.ndarray:
+def matrix(folder: Path, path: str = SCORES, estimator: str = "multistage-ekfac") -> np.ndarray:
     with h5py.File(folder / path) as file:
-        return file["matrix"][()]
+        return file[estimator]["matrix"][()]
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -137,8 +140,8 @@ def kill_the_pass(folder: Path) -> None:
     run = snakemake(folder, SCORES, KILLED="1")
     assert run.returncode == 1
     assert not (folder / SCORES).exists()
-    with h5py.File(folder / PARTIAL) as file:
-        assert 0 < file["written"][()].sum() < len(file["written"])
+    with h5py.File(folder / STORE) as file:
+        assert 0 < file["written"][()].all(1).sum() < len(file["written"])
 
 
 def test_a_killed_worker_is_continued_with_the_same_result(workspace, finished):
@@ -171,7 +174,7 @@ def test_an_orphan_of_a_killed_run_and_a_second_run_corrupt_nothing(workspace, f
     first = subprocess.Popen(
         command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: (workspace / PARTIAL).exists() and (workspace / PARTIAL).stat().st_size > 0)
+    wait_for(lambda: (workspace / STORE).exists() and (workspace / STORE).stat().st_size > 0)
 
     second = snakemake(workspace, SCORES)
     assert second.returncode == 1
@@ -186,7 +189,7 @@ def test_an_orphan_of_a_killed_run_and_a_second_run_corrupt_nothing(workspace, f
     assert "another process has it open (process " in third.stdout
 
     held.unlink()
-    wait_for(lambda: (workspace / SCORES).exists())
+    wait_for(lambda: (workspace / SHARD).exists())
     last = snakemake(workspace, SCORES, "--rerun-incomplete")
     assert last.returncode == 0, last.stdout
     assert np.array_equal(matrix(workspace), matrix(finished))
@@ -253,9 +256,13 @@ def test_one_worker_or_two_give_the_same_bits(workspace, finished):
     (workspace / "config.yaml").write_text(config.replace("shards: 2", "shards: 1"))
     run = snakemake(workspace, "results/tiny/evaluation.csv", "--cores", "1")
     assert run.returncode == 0, run.stdout
-    for estimator in ("multistage-ekfac", "gradient-dot", "bm25"):
-        path = f"results/tiny/scores/pretraining/{estimator}.h5"
-        assert np.array_equal(matrix(workspace, path), matrix(finished, path))
+    for estimator, name in (
+        ("multistage-ekfac", "at_pretraining"),
+        ("gradient-dot", "at_pretraining"),
+        ("bm25", "bm25"),
+    ):
+        path = f"results/tiny/scores/pretraining/{name}.h5"
+        assert np.array_equal(matrix(workspace, path, estimator), matrix(finished, path, estimator))
     bank = "results/tiny/ground_truth/bank.h5"
     with h5py.File(workspace / bank) as one, h5py.File(finished / bank) as two:
         assert np.array_equal(one["measurements"][()], two["measurements"][()])

@@ -129,8 +129,8 @@ def other_seed(folder: Path) -> int:
 
 RULES = [
     "prepare_data", "train_stage", "answer_queries", "fit_covariances", "compute_eigenbasis", "fit_eigenvalues",
-    "compute_query_gradients", "precondition_queries", "solve_queries", "compute_pairwise_scores",
-    "compute_self_influence", "normalise_scores", "compute_baseline_scores", "draw_subsets", "retrain",
+    "gather_factors", "compute_query_gradients", "precondition_queries", "solve_queries", "compute_pairwise_scores",
+    "gather_scores", "compute_self_influence", "normalise_scores", "compute_baseline_scores", "draw_subsets", "retrain",
     "measure_retrainings", "compute_trak_features", "compute_trak_scores", "compute_ensemble_scores", "evaluate",
     "compute_damping_sweep", "list_proponents", "render_pages", "measure_costs", "plot_spearman", "plot_damping",
     "plot_costs", "publish_figure", "gather_provenance",

@@ -20,8 +20,6 @@ TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
 # One estimator of every kind: in one pass with others, in a pass of its own, made from another,
 # solved for, from retrained models, from hidden states.
 ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "multistage-pcg", "singlestage-ekfac", "trak", "embedding"]
-PASSES = {f"compute_pairwise_scores_tiny_pretraining_at_{stage}" for stage in ("pretraining", "finetuning")}
-RESCORING = re.compile("rescore_documents_tiny_pretraining_at_.*")
 LINE = json.dumps({"prompt": "a", "completion": "b"}) + "\n"
 
 
@@ -65,20 +63,9 @@ def planner():
     planner.close()
 
 
-def planned_rules(planner: Planner, folder: Path, every_pass: bool = True) -> set[str]:
-    """What would run, without the rules that follow every edit.
-
-    The passes over the documents, rules that are written in a loop, go by the name of their
-    script; if `every_pass`, only if all of them would run.
-    """
-    planned = {RESCORING.sub("rescore_documents", name) for name in planner.rules(folder)} - {
-        "gather_provenance",
-        "write_config",
-    }
-    passes = {name for name in planned if name.startswith("compute_pairwise_scores")}
-    if passes == PASSES or (passes and not every_pass):
-        return planned - passes | {"compute_pairwise_scores"}
-    return planned
+def planned_rules(planner: Planner, folder: Path) -> set[str]:
+    """What would run, without the rules that follow every edit."""
+    return planner.rules(folder) - {"gather_provenance", "write_config"}
 
 
 def study(config: dict) -> dict:
@@ -155,11 +142,6 @@ EDITS = {
     "`trust_remote_code`": True,
     "`memory`": 2,
 }
-# What touches the passes of one model or another alone, or makes other passes.
-OF_SOME_PASSES = {
-    *("`stages[1].damping`", "`stages[1].alpha`", "`attributed_stages`", "`estimators`, one more", "`solvers`"),
-    *("gauss_newton", "solved_chain", "solvers"),
-}
 FILES = {
     "`corpus.documents`, another file or an edit in it": ("documents.jsonl", "corpus.documents.pretraining"),
     "`corpus.queries`, another file or an edit in it": ("queries.jsonl", "corpus.queries"),
@@ -181,7 +163,7 @@ def test_every_key_of_a_study_has_a_row():
 @pytest.mark.parametrize("row", EDITS)
 def test_an_edit_of_a_key_reruns_what_the_page_says(embedded, planner, tmp_path, row: str):
     folder = changed(embedded, tmp_path / "edited", row.split("`")[1], EDITS[row])
-    assert planned_rules(planner, folder, every_pass=row not in OF_SOME_PASSES) == KEYS[row]
+    assert planned_rules(planner, folder) == KEYS[row]
 
 
 @pytest.mark.parametrize("row", FILES)
@@ -215,7 +197,7 @@ def test_every_module_has_a_row_or_is_said_to_rerun_nothing():
 @pytest.mark.parametrize("module", MODULES)
 def test_an_edit_of_a_module_reruns_what_the_page_says(embedded, planner, tmp_path, module: str):
     folder = edited(embedded, tmp_path / "edited", module)
-    assert planned_rules(planner, folder, every_pass=module not in OF_SOME_PASSES) == MODULES[module]
+    assert planned_rules(planner, folder) == MODULES[module]
 
 
 def test_an_edit_of_all_other_modules_reruns_nothing(embedded, planner, tmp_path):
@@ -230,5 +212,4 @@ def test_an_edit_of_a_module_of_other_studies_reruns_what_the_page_says(planner,
     every = planner.rules(folder, "--forceall", target)
     for module in (module for module, (of, _) in OTHERS.items() if of == study):
         planned = planner.rules(edited(folder, tmp_path / module, module), target)
-        passes = {rule for rule in planned if rule.startswith("compute_pairwise_scores")}
-        assert planned - passes == OTHERS[module][1] & every
+        assert planned == OTHERS[module][1] & every

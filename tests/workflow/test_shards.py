@@ -12,7 +12,6 @@ import yaml
 
 from conftest import random_examples, tiny_model
 from copies import ROOT, copy_workflow, snakemake
-from forebear.artifacts.growing import ResumableMatrix
 from forebear.artifacts.shards import gather_factor, gather_rows, shard_kind, weighted_mean
 from forebear.data.batches import batch_indices, number_of_positions, shard_documents
 from forebear.errors import ForebearError
@@ -23,7 +22,13 @@ from forebear.factors.kronecker import compute_eigenbasis
 from forebear.gradients.blocks import tracked_blocks
 from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
-from forebear.scores.files import read_scores, read_self_influence, write_self_influence
+from forebear.scores.files import (
+    ScoreStore,
+    create_scores_shard,
+    read_scores,
+    read_self_influence,
+    write_self_influence,
+)
 from forebear.scores.pairwise import Request, pairwise_scores
 from forebear.scores.self_influence import self_influence
 
@@ -43,7 +48,7 @@ def queries():
     return random_examples(7, lengths=[5, 8, 6], prompts=[3, 6, 4])
 
 
-def parts(documents, shards: int) -> list[np.ndarray | None]:
+def parts(documents, shards: int) -> list[np.ndarray]:
     return [shard_documents(documents, BATCH_TOKENS, k, shards) for k in range(1, shards + 1)]
 
 
@@ -57,7 +62,7 @@ def assert_close(actual, expected, tolerance: float):
 # Which documents a shard has
 
 
-@pytest.mark.parametrize("shards", SHARDS[1:])
+@pytest.mark.parametrize("shards", SHARDS)
 def test_every_document_is_in_one_shard_and_batches_stay(documents, shards):
     split = parts(documents, shards)
     assert sorted(np.concatenate(split).tolist()) == list(range(len(documents)))
@@ -90,13 +95,12 @@ def test_factors_of_shards_are_those_of_the_whole(model, documents, shards, labe
         names = filled[0][0]
         return {n: torch.from_numpy(weighted_mean((fit[n].numpy() for fit, _ in filled), used)) for n in names}
 
-    fits = [fit_covariances(model, blocks, documents, documents=part, **settings) for part in split]
+    fits = [fit_covariances(model, blocks, documents, documents=part, double=True, **settings) for part in split]
     positions = [number_of_positions(documents, part) for part in split]
     assert_close(mean([fit.activation for fit in fits], positions), whole.activation, 1e-13)
     assert_close(mean([fit.gradient for fit in fits], positions), whole.gradient, 1e-13)
-    fits = [fit_eigenvalues(model, blocks, documents, basis, documents=part, **settings) for part in split]
-    sequences = [len(documents) if part is None else len(part) for part in split]
-    assert_close(mean(fits, sequences), eigenvalues, 1e-13)
+    fits = [fit_eigenvalues(model, blocks, documents, basis, documents=part, double=True, **settings) for part in split]
+    assert_close(mean(fits, list(map(len, split))), eigenvalues, 1e-13)
 
 
 # Files, in float32 as the jobs have it: a job of a shard here is what its script does
@@ -115,13 +119,12 @@ class Job:
         self.query_gradients, _ = query_gradients(self.model, self.blocks, queries, BATCH_TOKENS)
 
     def path(self, kind: str, shard: int) -> Path:
-        return self.folder / (f"{kind}.h5" if self.shards == 1 else f"{kind}/{shard}-of-{self.shards}.h5")
+        return self.folder / f"{kind}/{shard}-of-{self.shards}.h5"
 
     def each(self, kind: str):
         """(path, shard, documents, attributes) of every shard's job."""
         for k, part in enumerate(parts(self.documents, self.shards), start=1):
-            counted = range(len(self.documents)) if part is None else part
-            counts = {"sequences": len(counted), "positions": number_of_positions(self.documents, counted)}
+            counts = {"sequences": len(part), "positions": number_of_positions(self.documents, part)}
             yield self.path(kind, k), (k, self.shards), part, {**ATTRIBUTES, **counts, "seconds": 1.0, "peak_bytes": k}
 
     def files(self, kind: str) -> list[Path]:
@@ -129,23 +132,25 @@ class Job:
 
     def gather(self, kind: str) -> Path:
         target = self.folder / f"{kind}.h5"
-        if self.shards > 1 and kind in ("scores", "self-influence"):
+        if kind in ("scores", "self-influence"):
             gather_rows(target, kind, self.files(kind), len(self.documents), ATTRIBUTES)
-        elif self.shards > 1:
+        else:
             gather_factor(target, kind, self.files(kind), ATTRIBUTES)
         return target
 
     def covariances(self):
         for path, shard, part, attributes in self.each("covariances"):
-            fitted = fit_covariances(self.model, self.blocks, self.documents, 0, BATCH_TOKENS, documents=part)
-            with create_factors(path, "covariances", attributes, shard) as file:
+            options = {"documents": part, "double": True}
+            fitted = fit_covariances(self.model, self.blocks, self.documents, 0, BATCH_TOKENS, **options)
+            with create_factors(path, shard_kind("covariances", shard), attributes) as file:
                 file.write(fitted)
         return stored_covariances(self.gather("covariances"), ATTRIBUTES)
 
     def eigenvalues(self, basis):
         for path, shard, part, attributes in self.each("eigenvalues"):
-            fitted = fit_eigenvalues(self.model, self.blocks, self.documents, basis, 0, BATCH_TOKENS, documents=part)
-            with create_factors(path, "eigenvalues", attributes, shard) as file:
+            options = {"documents": part, "double": True}
+            fitted = fit_eigenvalues(self.model, self.blocks, self.documents, basis, 0, BATCH_TOKENS, **options)
+            with create_factors(path, shard_kind("eigenvalues", shard), attributes) as file:
                 file.write(fitted)
         return read_eigenvalues(self.gather("eigenvalues"), ATTRIBUTES)
 
@@ -153,8 +158,8 @@ class Job:
         columns = {"c": apply_chain(self.query_gradients, self.blocks, [inverse])}
         requests = {"e": Request("c", frozenset(block.name for block in self.blocks))}
         for path, shard, part, attributes in self.each("scores"):
-            shape = (attributes["sequences"], len(self.query_gradients[self.blocks[0].name]))
-            matrix = ResumableMatrix(path, shard_kind("scores", shard), attributes, shape, part)
+            keys = list(map(str, range(len(self.query_gradients[self.blocks[0].name]))))
+            store = ScoreStore(path, "e", ATTRIBUTES, part, keys, keys)
             pairwise_scores(
                 self.model,
                 self.blocks,
@@ -162,11 +167,12 @@ class Job:
                 columns,
                 requests,
                 BATCH_TOKENS,
-                lambda _, places, scores, matrix=matrix: matrix.write(places, scores),
-                matrix.missing,
+                lambda _, places, scores, store=store, keys=keys: store.write(places, scores, keys),
+                part,
             )
-            matrix.finish({})
-        return read_scores(self.gather("scores"), ATTRIBUTES)
+            with create_scores_shard(path, attributes, shard, part) as file:
+                file.write("e", store.finished(), store.seal({"seconds": 1.0, "peak_bytes": shard[0]}))
+        return read_scores(self.gather("scores"), "e", ATTRIBUTES)
 
     def self_influence(self, inverse):
         for path, shard, part, attributes in self.each("self-influence"):
@@ -196,11 +202,12 @@ def three(tmp_path, documents, queries):
 
 @pytest.mark.parametrize("shards", SHARDS)
 def test_gathered_files_are_those_of_the_whole(tmp_path, documents, queries, whole, shards):
-    covariances, eigenvalues, (scores, attributes), values = Job(tmp_path, documents, queries, shards).all()
+    covariances, eigenvalues, found, values = Job(tmp_path, documents, queries, shards).all()
     assert_close(covariances.activation, whole[0].activation, 1e-7)
     assert_close(covariances.gradient, whole[0].gradient, 1e-7)
     assert_close(eigenvalues, whole[1], 1e-7)
-    assert np.linalg.norm(scores - whole[2][0]) < 1e-6 * np.linalg.norm(whole[2][0])
+    attributes = found.attributes
+    assert np.linalg.norm(found.matrix - whole[2].matrix) < 1e-6 * np.linalg.norm(whole[2].matrix)
     np.testing.assert_allclose(values, whole[3], rtol=1e-6)
     assert attributes["kind"] == "scores"
     assert attributes["sequences"] == len(documents)
@@ -245,7 +252,7 @@ def test_shards_of_different_jobs_are_refused(three):
         del attributes["content"]
     part = parts(three.documents, 3)[2]
     fitted = fit_covariances(three.model, three.blocks, three.documents, 0, BATCH_TOKENS, documents=part)
-    with create_factors(three.path("covariances", 3), "covariances", attributes, (3, 3)) as file:
+    with create_factors(three.path("covariances", 3), shard_kind("covariances", (3, 3)), attributes) as file:
         file.write(fitted)
     with pytest.raises(ForebearError, match=r"3-of-3\.h5: was made with another params digest than .*1-of-3\.h5"):
         three.gather("covariances")
@@ -255,7 +262,7 @@ def test_shards_of_fewer_blocks_are_refused(three):
     part, blocks = parts(three.documents, 3)[2], three.blocks[1:]
     _, shard, _, attributes = list(three.each("covariances"))[2]
     fitted = fit_covariances(three.model, blocks, three.documents, 0, BATCH_TOKENS, documents=part)
-    with create_factors(three.path("covariances", 3), "covariances", attributes, shard) as file:
+    with create_factors(three.path("covariances", 3), shard_kind("covariances", shard), attributes) as file:
         file.write(fitted)
     with pytest.raises(ForebearError, match=r"3-of-3\.h5: has other blocks than .*1-of-3\.h5; delete both"):
         three.gather("covariances")
@@ -272,23 +279,31 @@ def test_shards_that_split_the_documents_otherwise_are_refused(three):
 
 
 def test_an_interrupted_shard_is_continued_unless_its_documents_are_others(tmp_path):
-    path, documents = tmp_path / "s.h5", np.array([1, 4, 6])
-    first = ResumableMatrix(path, "scores", {}, (3, 2), documents)
-    first.write(np.array([6, 1]), np.array([[6.0, 6.0], [1.0, 1.0]]))
-    first._file.close()  # killed here
-    again = ResumableMatrix(path, "scores", {}, (3, 2), documents)
-    assert again.missing.tolist() == [4]
-    again.write(np.array([4]), np.array([[4.0, 4.0]]))
-    again._file.close()
-    with h5py.File(tmp_path / ".s.h5.partial") as file:
-        assert file["matrix"][:, 0].tolist() == [1, 4, 6]
-    other = ResumableMatrix(path, "scores", {}, (3, 2), np.array([1, 4, 7]))
-    assert other.missing.tolist() == [1, 4, 7]
+    path, made_from = tmp_path / "s.h5", (ATTRIBUTES, np.array([1, 4, 6]), "ab", "ab")
+    first = ScoreStore(path, "e", *made_from)
+    first.write(np.array([6, 1]), np.array([[6.0, 6.0], [1.0, 1.0]]), "ab")
+    first._store.file.close()  # killed here
+    again = ScoreStore(path, "e", *made_from)
+    assert again.documents[again.missing.any(1)].tolist() == [4]
+    again.write(np.array([4]), np.array([[4.0, 4.0]]), "ab")
+    assert again.finished()[:, 0].tolist() == [1, 4, 6]
+    again.seal({})
+    assert ScoreStore(path, "e", ATTRIBUTES, np.array([1, 4, 7]), "ab", "ab").missing.all()
+
+
+def test_one_shard_is_the_whole_to_the_last_bit(whole, tmp_path, documents, queries):
+    job = Job(tmp_path, documents, queries, 1)
+    job.all()
+    fitted = fit_covariances(job.model, job.blocks, documents, 0, BATCH_TOKENS)
+    basis = compute_eigenbasis(fitted)
+    eigenvalues = fit_eigenvalues(job.model, job.blocks, documents, basis, 0, BATCH_TOKENS)
+    for found, expected in ((whole[0].activation, fitted.activation), (whole[1], eigenvalues)):
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 # The workflow itself
 
-SCORES = "results/tiny/scores/pretraining/multistage-ekfac.h5"
+SCORES = "results/tiny/scores/pretraining/at_pretraining.h5"
 NORMALISED = "results/tiny/scores/pretraining/multistage-relatif.h5"
 FACTORS = "results/tiny/factors/pretraining"
 
@@ -332,30 +347,25 @@ def test_the_workflow_gives_the_same_in_any_number_of_shards(finished, tmp_path,
     for name in ("covariances", "eigenvalues"):
         whole = datasets(finished / FACTORS / f"{name}.h5")
         assert_close(datasets(folder / FACTORS / f"{name}.h5"), whole, 1e-6)
-    for name in (SCORES, NORMALISED):
-        scores, whole = (read_scores(path / name)[0] for path in (folder, finished))
+    for name, estimator in ((SCORES, "multistage-ekfac"), (NORMALISED, "multistage-relatif")):
+        scores, whole = (read_scores(path / name, estimator).matrix for path in (folder, finished))
         assert np.linalg.norm(scores - whole) < 1e-6 * np.linalg.norm(whole)
-    assert not list((folder / FACTORS).glob("*/*"))  # sums of shards are removed when they are put together
+    assert not list((folder / FACTORS).glob("*/*"))  # shards are removed when they are put together
     assert "Nothing to be done" in shared(folder, shards)
     if shards == 3:
-        what_happens_to_damaged_shards(folder)
+        what_happens_to_damaged_stores(folder)
 
 
-def what_happens_to_damaged_shards(folder: Path) -> None:
-    """A lost shard is scored again, alone; a damaged one is named."""
-    whole, second = folder / SCORES, folder / SCORES.replace(".h5", "/2-of-3.h5")
-    expected, _ = read_scores(whole)
-    for path in (whole, second, folder / NORMALISED):
-        path.unlink()
-    output = shared(folder, 3)
-    assert "shard 2 of 3" in output
-    assert "shard 1 of 3" not in output
-    assert np.array_equal(read_scores(whole)[0], expected)
-
-    whole.unlink()
-    second.write_bytes(second.read_bytes()[:1000])
-    run = snakemake(folder, SCORES)
-    assert run.returncode == 1
-    assert f"{second.relative_to(folder)}: the file is damaged" in run.stdout
-    assert "Traceback" not in run.stdout
-    assert not whole.exists()
+def what_happens_to_damaged_stores(folder: Path) -> None:
+    """What one shard has lost is computed again, alone."""
+    logs = [
+        folder / f"results/tiny/logs/compute_pairwise_scores/pretraining_at_pretraining/{k}-of-3.log" for k in (1, 2, 3)
+    ]
+    expected = read_scores(folder / SCORES, "multistage-ekfac").matrix
+    for damage in (Path.unlink, lambda store: store.write_bytes(store.read_bytes()[:1000])):
+        (folder / SCORES).unlink()
+        damage(folder / "results/tiny/scores/pretraining/at_pretraining/.store/2-of-3/multistage-ekfac.h5")
+        shared(folder, 3)
+        computed = [re.search(r"^scores: ", log.read_text(), re.MULTILINE) is not None for log in logs]
+        assert computed == [False, True, False]
+        assert np.array_equal(read_scores(folder / SCORES, "multistage-ekfac").matrix, expected)

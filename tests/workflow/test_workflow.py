@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import yaml
 from copies import copy_workflow, snakemake
 from forebear.artifacts.hdf5 import read_attributes
 from forebear.factors.files import create_factors, read_eigenvalues
-from forebear.scores.files import read_exact, read_scores
+from forebear.scores.files import read_scores
 from forebear.scores.rescoring import outermost
 
 FIGURE = "results/figures/spearman.png"
@@ -182,16 +183,16 @@ def test_a_chain_of_one_is_planned(workspace):
     edit_config(workspace, stages=config["studies"]["tiny"]["stages"][:1])
     run = snakemake(workspace, "--dry-run")
     assert run.returncode == 0, run.stdout
-    assert "compute_pairwise_scores_tiny_pretraining_at_pretraining" in run.stdout
-    assert "compute_pairwise_scores_tiny_pretraining_at_finetuning" not in run.stdout
+    assert "scores/pretraining/at_pretraining" in run.stdout
+    assert "scores/pretraining/at_finetuning" not in run.stdout
 
 
 def test_documents_of_two_stages_are_planned(workspace):
     edit_config(workspace, attributed_stages=["pretraining", "finetuning"])
     run = snakemake(workspace, "--dry-run")
     assert run.returncode == 0, run.stdout
-    assert "compute_pairwise_scores_tiny_finetuning_at_finetuning" in run.stdout
-    assert "compute_pairwise_scores_tiny_pretraining_at_pretraining" not in run.stdout  # they are there
+    assert "scores/finetuning/at_finetuning/1-of-1.h5" in run.stdout
+    assert "scores/pretraining/at_pretraining/1-of-1.h5" not in run.stdout  # they are there
 
 
 def test_an_unknown_estimator_is_refused(workspace):
@@ -246,9 +247,9 @@ def exchange(target: Path, content: bytes) -> None:
 
 def test_scores_of_another_estimator_are_refused(workspace):
     scores = workspace / "results/tiny/scores/pretraining"
-    exchange(scores / "multistage-ekfac.h5", (scores / "multistage-kfac.h5").read_bytes())
+    exchange(scores / "at_pretraining.h5", (scores / "random.h5").read_bytes())
     for target in ("results/tiny/evaluation.csv", "results/tiny/proponents.md"):
-        refused(workspace, "was made with another estimator (multistage-kfac instead of multi", target, "--force")
+        refused(workspace, "at_pretraining.h5: has scores of random, not of multistage-ekfac", target, "--force")
         assert not (workspace / target).exists()
 
 
@@ -265,24 +266,42 @@ def test_fewer_gpus_than_the_study_asks_for_is_one_sentence(workspace):
 
 def test_outermost_scores_of_compressed_queries_are_those_of_whole_ones(workspace):
     scores, names = workspace / "results/tiny/scores/pretraining", ["multistage-ekfac", "multistage-pcg"]
-    whole = {name: read_scores(scores / f"{name}.h5")[0] for name in [*names, "gradient-cosine"]}
+    first, found = scores / "at_pretraining.h5", scores / "rescored_at_pretraining.h5"
+    whole = {name: read_scores(first, name).matrix for name in [*names, "gradient-cosine"]}
     edit_config(workspace, estimators=[*whole, "multistage-relatif"], compression={"rank": 1, "rescore": 5})
-    run = snakemake(workspace, "results/tiny/proponents.md", "results/tiny/scores/pretraining/multistage-relatif.h5")
+    relatif = scores / "multistage-relatif.h5"
+    run = snakemake(workspace, "results/tiny/proponents.md", str(relatif.relative_to(workspace)))
     assert run.returncode == 0, run.stdout
     assert "Rule: train_stage" not in run.stdout
-    assert not (read_scores(scores / "compressed/multistage-ekfac.h5")[0] == whole["multistage-ekfac"]).any()
+    assert not (read_scores(first, "multistage-ekfac").matrix == whole["multistage-ekfac"]).any()
     for name in names:
-        found, attributes = read_scores(scores / f"{name}.h5")
-        exact, scored = read_exact(scores / f"{name}.h5"), ~np.isnan(whole[name]).all(0)
-        assert 0.01 < attributes["residual"] < 1
-        np.testing.assert_allclose(found[exact], whole[name][exact], rtol=1e-4, atol=1e-5 * np.nanmax(whole[name]))
-        assert not (found[~exact][:, scored] == whole[name][~exact][:, scored]).any()
+        again, scored = read_scores(found, name), ~np.isnan(whole[name]).all(0)
+        rescored, exact = again.matrix, again.exact
+        assert 0.01 < again.attributes["residual"] < 1
+        np.testing.assert_allclose(rescored[exact], whole[name][exact], rtol=1e-4, atol=1e-5 * np.nanmax(whole[name]))
+        assert not (rescored[~exact][:, scored] == whole[name][~exact][:, scored]).any()
         assert 10 <= exact.sum() < len(exact)
-        assert exact[outermost(found, 5)].all()
-    assert np.array_equal(read_scores(scores / "gradient-cosine.h5")[0], whole["gradient-cosine"])
-    assert read_exact(scores / "gradient-cosine.h5").all()
-    assert (read_exact(scores / "multistage-relatif.h5") == read_exact(scores / "multistage-ekfac.h5")).all()
+        assert exact[outermost(rescored, 5)].all()
+    assert np.array_equal(read_scores(found, "gradient-cosine").matrix, whole["gradient-cosine"])
+    assert read_scores(found, "gradient-cosine").exact.all()
+    expected = read_scores(found, "multistage-ekfac").exact
+    assert (read_scores(relatif, "multistage-relatif").exact == expected).all()
     page = (workspace / "results/tiny/proponents.md").read_text()
     assert "queries of rank 1" in page
     assert "≈ +" not in page
     assert "Nothing to be done" in snakemake(workspace, "results/tiny/proponents.md").stdout
+
+
+def test_a_pass_goes_by_the_name_of_its_rule(workspace):
+    """On the command line, to which a site's profile adds."""
+    scores = [f"results/tiny/scores/pretraining/at_{stage}.h5" for stage in ("pretraining", "finetuning")]
+    forced = snakemake(workspace, "--dry-run", "--forcerun", "compute_pairwise_scores", "--", *scores).stdout
+    assert re.search(r"^compute_pairwise_scores +2$", forced, re.MULTILINE)
+    assert not re.search(r"^(fit_covariances|solve_queries) ", forced, re.MULTILINE)
+    for path in scores:
+        (workspace / path).unlink()
+    asked = snakemake(workspace, "--dry-run", "--set-resources", "compute_pairwise_scores:mem_mb=12345", "--", *scores)
+    assert asked.stdout.count(", 12345 MB, ") == 2
+    run = snakemake(workspace, "--until", "compute_pairwise_scores", "--", *scores)
+    assert run.returncode == 0, run.stdout
+    assert re.findall(r"\(Rule: (\w+)\)", run.stdout) == 2 * ["compute_pairwise_scores"]

@@ -34,16 +34,23 @@ def params_digest(params: Mapping) -> str:
 
 
 def content_digest(file: h5py.File) -> str:
-    """SHA-256 over names, shapes, types and values of all datasets, and the root attributes."""
-    attributes = {key: str(value) for key, value in file.attrs.items() if key != "content"}
-    digest = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
+    """SHA-256 over names, shapes, types and values of all datasets, and the attributes of the file and its groups."""
+    digest = hashlib.sha256()
+
+    def add_attributes(item: h5py.Group) -> None:
+        attributes = {key: str(value) for key, value in item.attrs.items() if key != "content"}
+        digest.update(json.dumps(attributes, sort_keys=True).encode())
 
     def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Group) and item.attrs:
+            digest.update(name.encode())
+            add_attributes(item)
         if isinstance(item, h5py.Dataset):
             digest.update(f"{name} {item.shape} {item.dtype}".encode())
             rows = max(1, DIGEST_ROWS // max(1, item.dtype.itemsize * int(np.prod(item.shape[1:]))))
             for first in range(0, item.shape[0], rows):
                 digest.update(np.ascontiguousarray(item[first : first + rows]))
 
+    add_attributes(file)
     file.visititems(add)
     return digest.hexdigest()

@@ -1,11 +1,12 @@
-"""A long matrix that is written row by row, so that a killed job goes on where it was.
+"""The store of what a pass has finished: a killed job goes on where it was, and other queries only add work.
 
-Its rows are documents and its columns queries. Where other queries are asked for, those that the
-finished file has already are taken over, and only the others' columns are to be written.
+A job that answers queries one by one has a store, a file in the folder `.store` beside its output. No rule names
+it, so Snakemake never removes it. `keys` [K] are all queries that the job was ever asked for, `written` [n, K]
+says which of n parts of the work (documents; 1 where a query's work is not divided) are finished of each, and
+every other dataset has an axis of K. What is written stays as it is. A store of other code, data or params is
+begun anew, and so is one that has none of the queries that are asked for.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,193 +14,158 @@ import h5py
 import numpy as np
 
 from forebear.artifacts.digests import content_digest
-from forebear.artifacts.hdf5 import FORMAT, Attributes, open_hdf5, open_usable
-from forebear.errors import ForebearError, shortened
-from forebear.runtime.atomic import explained_write, keep, kept_path, same_file
+from forebear.artifacts.hdf5 import FORMAT, Attributes, create, open_hdf5
+from forebear.runtime.atomic import explained_write, own_copy, same_file
 
-OF_QUERIES = ("query_data_digest",)  # attributes that may differ where queries are kept
+CHUNK = (1024, 32)  # parts and queries that lie together in the file
+KEY = "S64"  # a digest
 
 
-class ResumableMatrix:
-    """A long [rows, columns] matrix, written some rows at a time.
+def store_path(output: str | Path, name: str | None = None) -> Path:
+    """Where the store of a job's output lies, or that of one of several things in it."""
+    path = Path(output)
+    return path.parent / ".store" / (path.name if name is None else f"{path.stem}/{name}.h5")
 
-    Rows go to `.{name}.partial` with a `written` mask; a later job with the same
-    attributes continues there, and `finish` gives the file its name, and a second one, so that
-    it outlives its removal by Snakemake. If the finished file of the same job is there under that,
-    all rows count as written and it stays. HDF5 locks the partial
-    file while it is open, so a second process that wants to write it is refused.
 
-    Args:
-        documents: [rows] places in the data set, ascending, of the documents of a shard; the
-            file keeps them. By default the rows are all documents.
-        keys: [columns] what names a column, whichever others there are; without them none is
-            taken over.
-        places: the columns that are to be written, ascending, the others staying NaN; all by default.
+class Store:
+    """An open store. HDF5 locks it, so that a second process that wants to write it is refused.
+
+    A digest of its content is in it from when it is sealed until something is added.
+
+    Attributes:
+        file: where the datasets are.
+        rows: [Q], where the queries that are asked for are among the K.
+        written: [n, K] bool.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        kind: str,
-        attributes: Attributes,
-        shape: tuple[int, int],
-        documents: np.ndarray | None = None,
-        keys: Sequence[str] = (),
-        places: np.ndarray | None = None,
-    ):
-        self.path = Path(path)
-        self._keys, self._places = list(keys), np.arange(shape[1]) if places is None else places
-        self._documents = np.arange(shape[0]) if documents is None else documents
-        self._sharded = documents is not None
-        if self._sharded:
-            attributes = {**attributes, "documents_digest": hashlib.sha256(documents.tobytes()).hexdigest()}
-        self._partial = self.path.with_name(f".{self.path.name}.partial")
-        self._attributes = {**attributes, "format": FORMAT, "kind": kind, "complete": False}
-        self._shape = shape
-        finished = open_usable(kept_path(path), kind, attributes)
-        self.finished = finished is not None
-        if finished is not None:
-            finished.close()
-            return
-        with explained_write(self._partial):
+    def __init__(self, path: str | Path, kind: str, made_from: Attributes, keys: Sequence[str], parts: int = 1):
+        """Open a store, or begin it.
+
+        Args:
+            made_from: attributes of all that the work depends on beside the queries.
+            keys: [Q], the queries that are asked for.
+            parts: n.
+
+        Raises:
+            ForebearError: another process has it open, or it cannot be written.
+        """
+        self.path, self._parts = Path(path), parts
+        self._identity = {**made_from, "kind": kind, "format": FORMAT}
+        with explained_write(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._reopen() or self._new(kind, attributes)
-
-    def _reopen(self) -> h5py.File | None:
-        """The file of an interrupted job, if it is whole and of the same job."""
-        try:
-            file = open_hdf5(self._partial, "r+", exclusive=True)
-            if dict(file.attrs) == self._attributes and file["matrix"].shape == self._shape:
-                return file
-            file.close()
-        except (OSError, KeyError):  # there is none, or it is damaged
-            pass
-        return None
-
-    def _new(self, kind: str, attributes: Attributes) -> h5py.File:
-        file = open_hdf5(self._partial, "w", exclusive=True)
-        file.attrs.update(self._attributes)
-        file.create_dataset("matrix", self._shape, np.float32, fillvalue=np.nan)
-        file.create_dataset("written", self._shape[:1], bool)
-        if self._sharded:
-            file["documents"] = self._documents
-        if self._keys:
-            file["keys"] = np.array(self._keys, "S")
-        self._take_over(file, kind, {key: value for key, value in attributes.items() if key not in OF_QUERIES})
-        file.flush()
-        return file
-
-    def _take_over(self, file: h5py.File, kind: str, expected: Attributes) -> None:
-        """Write the columns that the finished file has, and in /kept: the rows, the columns that are left, the cost."""
-        kept, rows, new = file.create_group("kept"), np.zeros(self._shape[0], bool), self._places
-        if old := open_usable(kept_path(self.path), kind, expected):
-            with old:
-                exact = old["exact"][()] if "exact" in old else ~rows
-                matrix, columns = old["matrix"][()], list(old["keys"].asstr()[()]) if "keys" in old else []
-                cost = {key: old.attrs[key] for key in ("seconds", "peak_bytes") if key in old.attrs}
-        else:
-            columns = []
-        # A column of NaN is a query that was left out.
-        known = {key: column for column, key in enumerate(columns) if not np.isnan(matrix[exact, column]).any()}
-        places = np.array([place for place in self._places if self._keys and self._keys[place] in known], int)
-        if len(places):
-            taken = np.full(self._shape, np.nan, np.float32)
-            taken[np.ix_(exact, places)] = matrix[np.ix_(exact, [known[self._keys[place]] for place in places])]
-            file["matrix"][:] = taken
-            rows, new = exact, np.setdiff1d(self._places, places)
-            kept.attrs.update(cost)
-            print(f"{self.path}: {len(places)} of {len(self._places)} queries are kept as they are")
-        kept["rows"], kept["new"] = rows, new
-        if not len(new):
-            file["written"][:] = rows
-
-    @property
-    def written(self) -> np.ndarray:
-        """[rows] bool."""
-        return np.ones(self._shape[0], bool) if self.finished else self._file["written"][()]
-
-    @property
-    def missing(self) -> np.ndarray:
-        """Places of the documents whose rows are still to be written, ascending."""
-        return self._documents[~self.written]
+            self.file = self._reopened(set(keys)) or self._begun()
+            known = self.file["keys"].asstr()[()].tolist()
+            places = {key: place for place, key in enumerate(dict.fromkeys([*known, *keys]))}
+            self.rows = np.array([places[key] for key in keys], int)
+            if len(places) > len(known):
+                self._unseal()
+                self.file["keys"].resize(len(places), axis=0)
+                self.file["keys"][:] = np.array(list(places), KEY)
+            self.written = self.by_part("written", bool)[()]
+            self.file.flush()
 
     @property
     def kept(self) -> np.ndarray:
-        """Places of the documents of which only the columns `new` are to be written, ascending."""
-        return self._documents[self._file["kept/rows"][()]]
+        """[Q] bool: the queries of which something is there."""
+        return self.written[:, self.rows].any(0)
 
-    @property
-    def new(self) -> np.ndarray:
-        """Columns that were not taken over, ascending."""
-        return self._file["kept/new"][()]
+    def _reopened(self, asked: set[str]) -> h5py.File | None:
+        """The store that is there, if it is whole, of the same work, and has a query that is asked for."""
+        own_copy(self.path)
+        try:
+            file = open_hdf5(self.path, "r+", exclusive=True)
+        except OSError:  # there is none, or it is damaged
+            return None
+        try:
+            same = all(file.attrs.get(key) == value for key, value in self._identity.items())
+            whole = same and ("content" not in file.attrs or file.attrs["content"] == content_digest(file))
+            if whole and asked & set(file["keys"].asstr()[()]):
+                return file
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError):  # whatever HDF5 stumbles over
+            pass
+        file.close()
+        return None
 
-    @property
-    def values(self) -> np.ndarray:
-        """[rows, columns] of a matrix that is not finished, NaN where nothing has been written."""
-        return np.where(self.written[:, None], self._file["matrix"][()], np.float32(np.nan))
+    def _begun(self) -> h5py.File:
+        file = open_hdf5(self.path, "w", exclusive=True)
+        file.attrs.update({**self._identity, "complete": False})
+        file.create_dataset("keys", (0,), KEY, maxshape=(None,))
+        return file
 
-    def write(self, documents: np.ndarray, values: np.ndarray, columns: np.ndarray | None = None) -> None:
-        """Write some documents' rows; `values` is [n, columns], or only `columns` of them, the others staying as they are.
+    def by_part(self, name: str, dtype: np.dtype | type, fill: float = 0) -> h5py.Dataset:
+        """A dataset [n, K], begun or grown.
 
-        Raises:
-            ForebearError: a row has NaN or infinite values.
+        All its room is taken at once, so that what a kill leaves has a whole index.
         """
-        check_scores(self.path, documents, values)
-        rows = np.searchsorted(self._documents, documents)
-        order = np.argsort(rows)  # h5py wants increasing indices
-        rows, values = rows[order], values[order]
-        if columns is not None:
-            whole = self._file["matrix"][rows]
-            whole[:, columns] = values
-            values = whole
-        with explained_write(self._partial):
-            self._file["matrix"][rows] = values
-            self._file.flush()  # the rows first, so that the mask never speaks of rows that a kill has lost
-            self._file["written"][rows] = True
-            self._file.flush()
+        if name not in self.file:
+            early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            chunks = (min(CHUNK[0], max(1, self._parts)), CHUNK[1])
+            room = {"maxshape": (None, None), "chunks": chunks, "fillvalue": fill, "dcpl": early}
+            self.file.create_dataset(name, (self._parts, 0), dtype, **room)
+        if self.file[name].shape[1] < len(self.file["keys"]):
+            self.file[name].resize(len(self.file["keys"]), axis=1)
+        return self.file[name]
 
-    def finish(self, attributes: Attributes, rest: np.ndarray | None = None) -> None:
-        """Add last attributes and give the file its final name; one that was finished only becomes the newest.
+    def by_query(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type) -> h5py.Dataset:
+        """A dataset [K, ...], begun, or grown to have at least this shape behind K."""
+        queries = len(self.file["keys"])
+        if name not in self.file:
+            chunks = (1, *(max(1, size) for size in shape))
+            self.file.create_dataset(name, (queries, *shape), dtype, maxshape=(None,) * len(chunks), chunks=chunks)
+        dataset = self.file[name]
+        dataset.resize((queries, *map(max, dataset.shape[1:], shape)))
+        return dataset
+
+    def mark(self, parts: np.ndarray | slice, rows: np.ndarray) -> None:
+        """Say that some parts of some queries are finished, once their values are in the file."""
+        self._unseal()
+        self.file.flush()  # the values first, so that the mask never speaks of values that a kill has lost
+        self.written[parts, rows[:, None]] = True
+        self.file["written"][parts] = self.written[parts]
+        self.file.flush()
+
+    def _unseal(self) -> None:
+        if "content" in self.file.attrs:
+            del self.file.attrs["content"]
+            self.file.attrs["complete"] = False
+
+    def seal(self, attributes: Attributes) -> dict:
+        """Close the store with what there is to say of it; its attributes then.
 
         Args:
-            attributes: to `seconds` and `peak_bytes` is added what the columns took that were taken over.
-            rest: [rows, columns], of which the rows that were not written are taken; the file's
-                dataset `exact` [rows] then says which were.
+            attributes: to `seconds` those of before are added, and of `peak_bytes` the larger stays; what
+                added nothing took none.
         """
-        if self.finished:
-            same_file(kept_path(self.path), self.path)
-            self.path.touch()
+        with explained_write(self.path):
+            found, attributes = self.file.attrs, {key: attributes[key] for key in attributes if key != "content"}
+            for key, join in (("seconds", sum), ("peak_bytes", max)):
+                if key in found and key in attributes:
+                    attributes[key] = found[key] if "content" in found else join((found[key], attributes[key]))
+            if "content" not in found or any(found.get(key) != value for key, value in attributes.items()):
+                self._unseal()
+                found.update({**attributes, "complete": True})
+                found["content"] = content_digest(self.file)
+            sealed = dict(found)
+            self.file.close()
+        return sealed
+
+    def give(self, output: str | Path, attributes: Attributes) -> None:
+        """Seal a store whose datasets are all by query, and write those asked for, as a file that says the same.
+
+        It is another name of the store, if that has these queries and no others, so that no space is taken twice.
+        """
+        sealed, queries = self.seal(attributes), self.written.shape[1]
+        if np.array_equal(self.rows, np.arange(queries)):
+            same_file(self.path, output)
+            Path(output).touch()
             return
-        if rest is None and not self.written.all():
-            raise ForebearError(f"{self._partial}: some rows are missing; run again.")
-        with explained_write(self._partial):
-            if rest is not None:
-                written = self.written
-                self._file.require_dataset("exact", written.shape, bool)[:] = written
-                self._file["matrix"][:] = np.where(written[:, None], self._file["matrix"][()], rest)
-            before = dict(self._file["kept"].attrs)
-            del self._file["kept"]
-            self._file.attrs.update({**joined_cost(before, attributes), "complete": True})
-            self._file.attrs["content"] = content_digest(self._file)
-            self._file.close()
-            os.replace(self._partial, self.path)
-        keep(self.path)
+        with open_hdf5(self.path, "r") as source, create(output, sealed["kind"], sealed) as target:
 
+            def copy(name: str, item: h5py.Dataset | h5py.Group) -> None:
+                if isinstance(item, h5py.Dataset) and name != "written":
+                    chosen = target.create_dataset(name, (len(self.rows), *item.shape[1:]), item.dtype)
+                    for k, row in enumerate(self.rows):
+                        chosen[k] = item[row]
 
-def joined_cost(before: Attributes, attributes: Attributes) -> dict:
-    """Attributes with what came `before`: its `seconds` are added, and the larger of the `peak_bytes` stays."""
-    joined = dict(attributes)
-    for key, join in (("seconds", sum), ("peak_bytes", max)):
-        if key in before:
-            joined[key] = join((before[key], attributes[key]))
-    return joined
-
-
-def check_scores(path: str | Path, rows: np.ndarray, values: np.ndarray) -> None:
-    """Refuse scores [n, columns] of the documents `rows` [n] that are NaN or infinite."""
-    bad = rows[~np.isfinite(values).all(1)]
-    if len(bad):
-        raise ForebearError(
-            f"{path}: the scores of the documents {shortened(bad)} (counted from 0) are not finite; look for NaN in "
-            "the model and in these documents, or raise `damping`."
-        )
+            source.visititems(copy)

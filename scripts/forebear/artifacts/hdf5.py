@@ -13,15 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
-import torch
-from torch import Tensor
+import numpy as np
 
 from forebear.artifacts.digests import content_digest
 from forebear.errors import ForebearError, OutOfReachError, removal
 from forebear.runtime.atomic import atomic_path, error_number
 from forebear.runtime.holders import holders
 
-FORMAT = "forebear 2"
+FORMAT = "forebear 3"
 
 SCORE_UNITS = {
     "units": "loss: nats summed over a sequence's target tokens; curvature: of the mean loss over sequences",
@@ -139,20 +138,6 @@ def open_to_stay(
     return file
 
 
-def open_usable(path: str | Path, kind: str, expected: Attributes) -> h5py.File | None:
-    """The same, None where there is no such artifact, or none to be used.
-
-    Raises:
-        OutOfReachError: it may be whole, so that what it holds must not be computed again.
-    """
-    try:
-        return open_to_stay(path, kind, expected)
-    except OutOfReachError:
-        raise
-    except ForebearError:
-        return None
-
-
 def _problem(file: h5py.File, kind: str | None, expected: Attributes, content: bool) -> str | None:
     """Why an artifact must not be used."""
     attributes = dict(file.attrs)
@@ -177,41 +162,25 @@ def read_attributes(path: str | Path, kind: str | None = None) -> dict:
         return dict(file.attrs)
 
 
-def write_tensors(file: h5py.File, tensors: Mapping[str, Tensor], dataset: str) -> None:
-    """Write {block: tensor} as `/{block}/{dataset}`.
+def write_array(file: h5py.File, name: str, values: np.ndarray) -> None:
+    """Write a dataset `/{block}/{what}`.
 
     Raises:
-        ForebearError: a tensor has NaN or infinite values.
+        ForebearError: it has NaN or infinite values.
     """
-    for block, tensor in tensors.items():
-        write_tensor(file, tensor, block, dataset)
+    check_finite(values, name)
+    file[name] = values
+    file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
 
-def write_tensor(
-    file: h5py.File,
-    tensor: Tensor,
-    block: str,
-    dataset: str,
-    rows: slice | Tensor = slice(None),
-    total: int | None = None,
-) -> None:
-    """Write some `rows` of `/{block}/{dataset}`, which has `total` of them; all by default.
-
-    Args:
-        rows: a slice, or increasing places [n].
-
-    Raises:
-        ForebearError: the tensor has NaN or infinite values.
-    """
-    if not torch.isfinite(tensor).all():
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Refuse to write a dataset with NaN or infinite values."""
+    if not np.isfinite(values).all():
+        block, _, what = name.rpartition("/")
         raise ForebearError(
-            f"{block}: its {dataset} has values that are not finite, so nothing was written; look for NaN in the "
+            f"{block}: its {what} has values that are not finite, so nothing was written; look for NaN in the "
             "model and its data, or raise `damping`."
         )
-    values = tensor.cpu().numpy()
-    shape = (len(values) if total is None else total, *values.shape[1:])
-    file.require_dataset(f"{block}/{dataset}", shape, values.dtype)[rows] = values
-    file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
 
 def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:
@@ -233,24 +202,3 @@ def datasets_of(file: h5py.File, dataset: str) -> dict[str, h5py.Dataset]:
             f"{file.filename}: has no {dataset} for any block; delete it and run again: {removal(file.filename)}"
         )
     return found
-
-
-def read_tensors(file: h5py.File, dataset: str) -> dict[str, Tensor]:
-    """The same in memory."""
-    return {block: torch.from_numpy(item[()]) for block, item in datasets_of(file, dataset).items()}
-
-
-class StoredTensors(Mapping[str, Tensor]):
-    """Block → tensor, read from an open file whenever it is asked for, so that memory holds what is in use."""
-
-    def __init__(self, file: h5py.File, dataset: str):
-        self._datasets = datasets_of(file, dataset)
-
-    def __getitem__(self, block: str) -> Tensor:
-        return torch.from_numpy(self._datasets[block][()])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._datasets)
-
-    def __len__(self) -> int:
-        return len(self._datasets)

@@ -10,17 +10,23 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 
-from forebear.artifacts.hdf5 import Attributes, create, open_checked, write_tensors
+from forebear.artifacts.hdf5 import Attributes, create, open_checked, write_array
 from forebear.errors import ForebearError
 
 COUNTED = {"covariances": "positions", "eigenvalues": "sequences"}  # what the means of a factor are over
-ROWS = {"scores": "matrix", "self-influence": "values"}  # the dataset that has a row for each document
+
+Shard = Sequence[int]  # (k, n): the k-th of n parts, counted from 1
 
 _SUMMED = ("sequences", "positions", "seconds")
 _LARGEST = ("peak_bytes",)
 _OWN = ("kind", "content", "documents_digest")
+
+
+def shard_kind(kind: str, shard: Shard) -> str:
+    """What a shard's artifact says that it holds, so that it is never taken for the whole or for another shard."""
+    number, shards = shard
+    return f"{kind}, shard {number} of {shards}"
 
 
 def gather_factor(path: str | Path, kind: str, shards: Sequence[str | Path], expected: Attributes) -> None:
@@ -41,8 +47,7 @@ def gather_factor(path: str | Path, kind: str, shards: Sequence[str | Path], exp
             block, _, dataset = name.rpartition("/")
             counts = [count * _share(file, block, dataset) for file, count in filled]
             mean = weighted_mean((file[name][()] for file, _ in filled), counts)
-            mean = mean if dataset == "shares" else mean.astype(np.float32)
-            write_tensors(target, {block: torch.from_numpy(mean)}, dataset)
+            write_array(target, name, mean if dataset == "shares" else mean.astype(np.float32))
 
 
 def _share(file: h5py.File, block: str, dataset: str) -> float:
@@ -52,9 +57,9 @@ def _share(file: h5py.File, block: str, dataset: str) -> float:
 
 
 def weighted_mean(means: Iterator[np.ndarray], counts: Sequence[float]) -> np.ndarray:
-    """Σ_k n_k mean_k / Σ_k n_k in float64, in the order given; 0 where there is nothing to take a mean of."""
-    total = sum(count * mean.astype(np.float64) for mean, count in zip(means, counts, strict=True))
-    return total / (sum(counts) or 1)
+    """Σ_k (n_k / Σ n) mean_k in float64, in the order given; 0 where there is nothing to take a mean of."""
+    total = sum(counts) or 1
+    return sum(count / total * mean.astype(np.float64) for mean, count in zip(means, counts, strict=True))
 
 
 def gather_rows(
@@ -63,23 +68,28 @@ def gather_rows(
     """Write what every one of `documents` documents has, from the rows in the shards.
 
     Args:
-        kind: one of ROWS.
+        kind: "scores" or "self-influence"; every dataset of a shard has a row for each of its `documents`.
         shards, expected: as for `gather_factor`.
 
     Raises:
         ForebearError: a shard is missing, damaged, or does not belong to the others.
     """
     with _opened(kind, shards, expected) as files:
-        places = np.concatenate([file["documents"][()] for file in files])
-        if not np.array_equal(np.sort(places), np.arange(documents)):
+        indices = np.concatenate([file["documents"][()] for file in files])
+        if not np.array_equal(np.sort(indices), np.arange(documents)):
             folder = Path(shards[0]).parent
             raise ForebearError(
                 f"{folder}: its shards do not have each of the {documents} documents once; "
                 f"delete them and run again: rm -r {folder}"
             )
-        rows = np.concatenate([file[ROWS[kind]][()] for file in files])
+        order = np.argsort(indices)
         with create(path, kind, _whole(files)) as target:
-            target[ROWS[kind]] = rows[np.argsort(places)]
+            for name in _common_datasets(files):
+                if name != "documents":
+                    target[name] = np.concatenate([file[name][()] for file in files])[order]
+            for name, group in target.items():
+                if isinstance(group, h5py.Group):
+                    group.attrs.update(_whole([file[name] for file in files]))
 
 
 @contextmanager
@@ -91,15 +101,15 @@ def _opened(kind: str, shards: Sequence[str | Path], expected: Attributes) -> It
         ]
 
 
-def _whole(files: Sequence[h5py.File]) -> dict:
-    """The whole's attributes: counts and seconds summed, the largest memory, all others the same in every shard."""
+def _whole(files: Sequence[h5py.Group]) -> dict:
+    """The whole's attributes, of a file or a group: counts and seconds summed, the largest memory, all others the same in every shard."""
     attributes = {key: value for key, value in files[0].attrs.items() if key not in _OWN}
     for file in files[1:]:
         for key in sorted(attributes.keys() | file.attrs.keys() - set(_OWN)):
             if key not in _SUMMED + _LARGEST and file.attrs.get(key) != attributes.get(key):
                 raise ForebearError(
-                    f"{file.filename}: was made with another {key.replace('_', ' ')} than {files[0].filename}; "
-                    f"delete both and run again: rm {file.filename} {files[0].filename}"
+                    f"{file.file.filename}: was made with another {key.replace('_', ' ')} than {files[0].file.filename}; "
+                    f"delete both and run again: rm {file.file.filename} {files[0].file.filename}"
                 )
     for keys, join in ((_SUMMED, sum), (_LARGEST, max)):
         attributes |= {key: join(file.attrs[key] for file in files) for key in keys if key in attributes}
@@ -122,14 +132,3 @@ def _datasets(file: h5py.File) -> list[str]:
     found: list[str] = []
     file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
     return sorted(found)
-
-
-Shard = Sequence[int]  # (k, n): the k-th of n parts, counted from 1
-
-WHOLE: Shard = (1, 1)
-
-
-def shard_kind(kind: str, shard: Shard) -> str:
-    """What a shard's artifact says that it holds, so that it is never taken for the whole or for another shard."""
-    number, shards = shard
-    return kind if shards == 1 else f"{kind}, shard {number} of {shards}"

@@ -85,17 +85,12 @@ def batches(examples: Sequence[Example], batch_tokens: int) -> list[Batch]:
     return [collate(examples, indices) for indices in batch_indices(examples, batch_tokens)]
 
 
-def shard_documents(examples: Sequence[Example], batch_tokens: int, shard: int, shards: int) -> np.ndarray | None:
-    """Places, ascending, of the documents of a shard, counted from 1: those of every `shards`-th batch.
+def shard_documents(examples: Sequence[Example], batch_tokens: int, shard: int, shards: int) -> np.ndarray:
+    """Places [n] int64, ascending, of the documents of a shard, counted from 1: those of every `shards`-th batch.
 
     Shards are made of whole batches, so that the very same batches are computed however
     many they are, and have like lengths. There are none where there are fewer batches than shards.
-
-    Returns:
-        [n] int64; None for all documents, where there is one shard.
     """
-    if shards == 1:
-        return None
     chosen = batch_indices(examples, batch_tokens)[shard - 1 :: shards]
     return np.array(sorted(index for batch in chosen for index in batch), dtype=np.int64)
 

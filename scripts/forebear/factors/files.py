@@ -14,16 +14,8 @@ import h5py
 import torch
 from torch import Tensor
 
-from forebear.artifacts.hdf5 import (
-    Attributes,
-    StoredTensors,
-    create,
-    open_checked,
-    open_to_stay,
-    read_tensors,
-    write_tensors,
-)
-from forebear.artifacts.shards import WHOLE, Shard, shard_kind
+from forebear.artifacts.hdf5 import Attributes, create, open_checked, open_to_stay
+from forebear.artifacts.tensors import StoredTensors, read_tensors, write_tensors
 from forebear.factors.kronecker import Covariances, Eigenbasis
 
 
@@ -44,9 +36,9 @@ class FactorWriter:
 
 
 @contextmanager
-def create_factors(path: str | Path, kind: str, attributes: Attributes, shard: Shard = WHOLE) -> Iterator[FactorWriter]:
-    """A file of "covariances", "eigenbasis" or "eigenvalues", which appears when the block ends."""
-    with create(path, shard_kind(kind, shard), attributes) as file:
+def create_factors(path: str | Path, kind: str, attributes: Attributes) -> Iterator[FactorWriter]:
+    """A file of "covariances", "eigenbasis" or "eigenvalues", or a shard's (`shard_kind`), which appears when the block ends."""
+    with create(path, kind, attributes) as file:
         yield FactorWriter(file)
 
 

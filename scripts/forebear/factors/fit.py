@@ -30,12 +30,14 @@ def fit_covariances(
     batch_tokens: int,
     label_samples: int = 1,
     documents: Sequence[int] | None = None,
+    double: bool = False,
 ) -> Covariances:
     """Covariances over all positions of a data set, labels drawn from the model.
 
     Args:
-        documents: places, ascending, of a shard's documents, whose means are in float64 so that
-            nothing is lost when shards are put together; by default all, in the working precision.
+        documents: places, ascending, of those that are counted; all by default.
+        double: whether the means are in float64, so that nothing is lost when shards are put together, in
+            place of the working precision.
     """
     activation: dict[str, Tensor] = {}
     gradient: dict[str, Tensor] = {}
@@ -57,7 +59,7 @@ def fit_covariances(
                 counted = own.get(block.module, everywhere)
                 _accumulate(gradient, block.name, _second_moment(captured.block(block)[1], counted))
     positions = number_of_positions(examples, documents)
-    dtype = working_dtype(model) if documents is None else torch.float64
+    dtype = torch.float64 if double else working_dtype(model)
     seen = {block.name: counts[block.module] * label_samples for block in blocks}
     shares = {module: torch.tensor([counts[module] / positions], dtype=torch.float64) for module in sorted(apart)}
     return Covariances(_means(activation, counts, dtype), _means(gradient, seen, dtype), shares)
@@ -72,11 +74,12 @@ def fit_eigenvalues(
     batch_tokens: int,
     label_samples: int = 1,
     documents: Sequence[int] | None = None,
+    double: bool = False,
 ) -> dict[str, Tensor]:
     """Λ of every block, [O, I]: second moments of per-sequence gradients in the eigenbasis.
 
     Args:
-        documents: as for the covariances.
+        documents, double: as for the covariances.
     """
     eigenvalues: dict[str, Tensor] = {}
     activation, gradient = beside_the_model(basis, model, blocks)
@@ -90,8 +93,8 @@ def fit_eigenvalues(
                 for block in blocks_of[module]:
                     g = rotated(captured.block(block)[1], gradient[block.name])
                     _accumulate(eigenvalues, block.name, summed_squares(g, a))
-    sequences = len(examples) if documents is None else len(documents)
-    dtype = working_dtype(model) if documents is None else torch.float64
+    sequences = sum(map(len, wanted))
+    dtype = torch.float64 if double else working_dtype(model)
     return _means(eigenvalues, dict.fromkeys(eigenvalues, sequences * label_samples), dtype)
 
 

@@ -27,13 +27,11 @@ class Point:
     digests: dict[str, str]  # of model and data: what artifacts made here carry
     tracked_share: float  # of the parameters in the layers
 
-    def attributes(self, documents: Sequence[int] | None = None) -> dict[str, str | int | float]:
-        """What factors fitted here, on some documents or on all, say of themselves."""
-        sequences = len(self.examples) if documents is None else len(documents)
-        positions = number_of_positions(self.examples, documents)
+    def attributes(self, documents: Sequence[int]) -> dict[str, str | int | float]:
+        """What factors fitted here on some documents say of themselves."""
         return {
-            "sequences": sequences,
-            "positions": positions,
+            "sequences": len(documents),
+            "positions": number_of_positions(self.examples, documents),
             "tracked_share": self.tracked_share,
             **self.digests,
         }

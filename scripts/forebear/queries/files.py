@@ -8,41 +8,38 @@ an expert's map is the most tokens that a query sends there. They may be larger 
 are written and read in parts.
 
 A file also says what its columns depend on beside the query, as its `origin`, and which queries
-they are of, as `keys`. It is kept under a second name; when it is written again with other queries, the
-columns that are there already are taken over, and only those of new queries are computed.
+they are of, as `keys`. What has been computed is in a store: where it has these queries and no others, the
+file is another name of it.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from forebear.artifacts.digests import file_digest, params_digest
-from forebear.artifacts.growing import joined_cost
+from forebear.artifacts.growing import Store, store_path
 from forebear.artifacts.hdf5 import (
     SCORE_UNITS,
     Attributes,
-    create,
+    check_finite,
     datasets_of,
     open_checked,
     open_to_stay,
-    open_usable,
     read_attributes,
-    write_tensor,
 )
 from forebear.gradients.blocks import Block
 from forebear.gradients.outer_products import Matrices, OuterProducts, Rows, as_slice, in_memory
-from forebear.runtime.atomic import keep, kept_path
+from forebear.runtime.atomic import explained_write
 
 KIND = "query columns"
-_OVER_TOKENS = ("gradients", "activations")  # datasets [Q, T, ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,6 @@ class QueryColumns:
 
     columns: dict[str, h5py.Dataset | Rows | OuterProducts]  # block → [Q, O, I], in the file
     losses: Tensor  # [Q]
-    places: np.ndarray  # [Q] which of the study's queries these are
     keys: list[str]  # [Q] the queries' `records.record_key`
     blocks: list[Block]
     attributes: dict
@@ -76,28 +72,11 @@ class QueryColumns:
 
         columns = {block: some(part) for block, part in self.columns.items()}
         keys = [self.keys[row] for row in rows]
-        return replace(self, columns=columns, losses=self.losses[rows], places=self.places[rows], keys=keys)
+        return replace(self, columns=columns, losses=self.losses[rows], keys=keys)
 
-
-@dataclass(frozen=True)
-class Kept:
-    """What a file has already of the columns that are wanted now."""
-
-    file: h5py.File | None  # None where there is none of the same origin
-    rows: dict[int, int]  # row that is wanted → row in the file
-    missing: np.ndarray  # [M] rows that are wanted and not there, ascending
-
-    def losses(self) -> Tensor:
-        """[Q], NaN for those that are missing."""
-        losses = torch.full((len(self.rows) + len(self.missing),), torch.nan)
-        for row, old in self.rows.items():
-            losses[row] = float(self.file["losses"][old])
-        return losses
-
-    @property
-    def cost(self) -> dict[str, float]:
-        """`seconds` and `peak_bytes` of the columns that are kept."""
-        return {key: self.file.attrs[key] for key in ("seconds", "peak_bytes")} if self.rows else {}
+    def of_keys(self, keys: Collection[str]) -> "QueryColumns":
+        """Those of some of these queries, by their keys."""
+        return self.at(np.array([row for row, key in enumerate(self.keys) if key in keys], int))
 
 
 def origin_of(params: Mapping, files: Sequence[str | Path]) -> str:
@@ -117,109 +96,75 @@ def origin_of(params: Mapping, files: Sequence[str | Path]) -> str:
     return hashlib.sha256("".join([params_digest(params), *map(digest, files)]).encode()).hexdigest()
 
 
-def kept_columns(path: str | Path, origin: str, keys: Sequence[str]) -> Kept:
-    """Which of the wanted columns, by the queries' keys, a file has that was made in the same way."""
-    file = open_usable(kept_path(path), KIND, {"origin": origin})
-    if file is None:
-        return Kept(None, {}, np.arange(len(keys)))
-    known = {key: row for row, key in enumerate(file["keys"].asstr()[()])}
-    rows = {row: known[key] for row, key in enumerate(keys) if key in known}
-    print(f"{len(rows)} of {len(keys)} queries are kept as they are")
-    return Kept(file, rows, np.setdiff1d(np.arange(len(keys)), list(rows)).astype(int))
-
-
 class QueryColumnsWriter:
-    """Takes columns as they are computed, beside those that are kept, and at last what it took."""
+    """Takes columns as they are computed, and at last what it took.
 
-    def __init__(self, file: h5py.File, queries: int, kept: Kept | None, blocks: Sequence[Block]):
-        self._file, self._queries, self._kept = file, queries, kept
-        self._experts = {name for block in blocks if block.share is not None for name in (block.name, block.module)}
+    Attributes:
+        missing: [M], rows of the queries whose columns are not there, ascending.
+    """
+
+    def __init__(self, store: Store):
+        self._store, self.noted = store, {}
+        self.missing = np.flatnonzero(~store.kept)
 
     def write(self, block: str, rows: slice | np.ndarray | Tensor, columns: Tensor) -> None:
-        """Columns [q, O, I] of the queries of a slice, or at increasing rows [q]."""
+        """Columns [q, O, I] of the queries of a slice, or at rows [q]."""
         self.write_part("columns", block, rows, columns)
 
     def write_part(self, kind: str, name: str, rows: slice | np.ndarray | Tensor, vectors: Tensor) -> None:
-        """What raw gradients are made of, as `scoring.stream_query_gradients` hands it on."""
-        if kind in _OVER_TOKENS and name in self._experts:
-            vectors = self._fitted(f"{name}/{kind}", vectors)
-        self._keep(f"{name}/{kind}", tuple(vectors.shape[1:]))
-        rows = rows if isinstance(rows, slice) else as_slice(np.asarray(rows))
-        write_tensor(self._file, vectors, name, kind, rows, self._queries)
+        """What raw gradients are made of, as `gradients.stream_query_gradients` hands it on.
 
-    def _fitted(self, name: str, vectors: Tensor) -> Tensor:
-        """Vectors [q, T, D] with the T of a dataset that is begun, or grows, for as many tokens as there are now."""
-        tokens, width = vectors.shape[1:]
-        if name not in self._file:
-            kept = self._kept.file[name].shape[1] if self._kept and self._kept.rows else 0
-            shape, dtype = (self._queries, max(tokens, kept), width), vectors.cpu().numpy().dtype
-            growing = {"maxshape": (self._queries, None, width), "chunks": (1, max(1, shape[1]), width)}
-            self._fill(self._file.create_dataset(name, shape, dtype, **growing))
-        dataset = self._file[name]
-        if dataset.shape[1] < tokens:
-            dataset.resize(tokens, axis=1)
-        return nn.functional.pad(vectors, (0, 0, 0, dataset.shape[1] - tokens))
+        Where [q, T, ...] has a smaller T than other queries have, zeros follow.
+        """
+        values = vectors.cpu()
+        check_finite(values.numpy(), f"{name}/{kind}")
+        self.write_rows(f"{name}/{kind}", rows, values)
 
-    def note(self, cost: Attributes) -> None:
-        """`seconds` and `peak_bytes`, to which those of the kept columns are added, and what else there is to say."""
-        self._file.attrs.update(joined_cost(self._kept.cost if self._kept else {}, cost))
+    def write_rows(self, name: str, rows: slice | np.ndarray | Tensor, values: Tensor) -> None:
+        """Some rows of a dataset [Q, ...]."""
+        values, places = values.cpu().numpy(), self._store.rows[rows if isinstance(rows, slice) else np.asarray(rows)]
+        if (np.diff(places) <= 0).any():  # h5py wants increasing ones
+            places, order = np.unique(places, return_index=True)
+            values = values[order]
+        with explained_write(self._store.path):
+            dataset = self._store.by_query(name, values.shape[1:], values.dtype)
+            if values.shape[1:] != dataset.shape[1:]:
+                more = np.subtract(dataset.shape, values.shape)
+                values = np.pad(values, [(0, 0), *((0, zeros) for zeros in more[1:])])
+            dataset[as_slice(places)] = values
+            self._store.file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
-    def keep_rest(self) -> None:
-        """Take over the datasets of which nothing was written."""
+    def read_rows(self, name: str) -> Tensor:
+        """All rows of a dataset [Q, ...]."""
+        return torch.from_numpy(self._store.file[name][()][self._store.rows])
 
-        def visit(name: str, item: object) -> None:
-            if isinstance(item, h5py.Dataset) and "/" in name:
-                self._keep(name, item.shape[1:])
-
-        if self._kept and self._kept.rows:
-            self._kept.file.visititems(visit)
-
-    def _keep(self, name: str, shape: tuple[int, ...]) -> None:
-        """Begin a dataset with the kept rows, which among other queries may have more or less padding after their tokens."""
-        if name in self._file or not (self._kept and self._kept.rows):
-            return
-        self._fill(self._file.create_dataset(name, (self._queries, *shape), self._kept.file[name].dtype))
-
-    def _fill(self, target: h5py.Dataset) -> None:
-        """Write the kept rows, if there are any."""
-        shape = target.shape[1:]
-        for row, old in self._kept.rows.items() if self._kept else ():
-            source = self._kept.file[target.name]
-            values = source[old]
-            both = tuple(map(slice, map(min, shape, values.shape)))
-            fitted = np.zeros(shape, source.dtype)
-            fitted[both] = values[both]
-            target[row] = fitted
+    def note(self, attributes: Attributes) -> None:
+        """`seconds` and `peak_bytes`, and what else there is to say."""
+        self.noted |= attributes
 
 
 @contextmanager
 def create_query_columns(
-    path: str | Path,
-    losses: Tensor,
-    blocks: Sequence[Block],
-    attributes: Attributes,
-    keys: Sequence[str],
-    places: Tensor | None = None,
-    kept: Kept | None = None,
+    path: str | Path, losses: Tensor, blocks: Sequence[Block], attributes: Attributes, keys: Sequence[str]
 ) -> Iterator[QueryColumnsWriter]:
-    """A file of columns, which appears when the block ends.
+    """A file of columns, which appears when the block ends; those that are in its store already need not be written.
 
     Args:
-        losses: [Q], read when the block ends.
+        losses: [Q], of which those of missing queries are read when the block ends.
         attributes: among them `origin`, see `origin_of`.
         keys: [Q], the queries' `records.record_key`.
-        places: [Q], which of the study's queries these are; all of them by default.
-        kept: what is taken over of the file that was there.
     """
     described = json.dumps([{**asdict(block), "rows": [block.rows.start, block.rows.stop]} for block in blocks])
-    with create(path, KIND, {**attributes, **SCORE_UNITS, "blocks": described}) as file:
-        writer = QueryColumnsWriter(file, len(losses), kept, blocks)
+    store = Store(store_path(path), KIND, {"origin": attributes["origin"]}, keys)
+    writer = QueryColumnsWriter(store)
+    if len(writer.missing) < len(keys):
+        print(f"{len(keys) - len(writer.missing)} of {len(keys)} queries are kept as they are")
+    with closing(store.file):
         yield writer
-        writer.keep_rest()
-        file["losses"] = losses.numpy()
-        file["places"] = np.arange(len(losses)) if places is None else places.numpy()
-        file["keys"] = np.array(keys, "S")
-    keep(path)
+        if len(writer.missing):
+            writer.write_rows("losses", writer.missing, losses[writer.missing])
+            store.mark(slice(None), store.rows[writer.missing])
+        store.give(path, {**attributes, **SCORE_UNITS, "blocks": described, **writer.noted})
 
 
 def read_query_columns(path: str | Path, expected: Attributes | None = None) -> QueryColumns:
@@ -227,7 +172,7 @@ def read_query_columns(path: str | Path, expected: Attributes | None = None) -> 
     file = open_to_stay(path, KIND, expected)
     described = json.loads(file.attrs["blocks"])
     blocks = [Block(**{**b, "rows": slice(*b["rows"]), "shape": tuple(b["shape"])}) for b in described]
-    losses, places = torch.from_numpy(file["losses"][()]), file["places"][()]
+    losses, keys = torch.from_numpy(file["losses"][()]), file["keys"].asstr()[()].tolist()
     if f"{blocks[0].name}/gradients" in file:
         left, right = datasets_of(file, "gradients"), datasets_of(file, "activations")
         columns = {block.name: OuterProducts(left[block.name], right[block.module]) for block in blocks}
@@ -236,7 +181,7 @@ def read_query_columns(path: str | Path, expected: Attributes | None = None) -> 
         columns = {block.name: OuterProducts(left[block.name], right[block.name]) for block in blocks}
     else:
         columns = datasets_of(file, "columns")
-    return QueryColumns(columns, losses, places, list(file["keys"].asstr()[()]), blocks, dict(file.attrs))
+    return QueryColumns(columns, losses, keys, blocks, dict(file.attrs))
 
 
 def solves_of(path: str | Path) -> list[dict]:

@@ -8,11 +8,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 import forebear
 from forebear.artifacts.digests import file_digest
-from forebear.artifacts.hdf5 import read_attributes
+from forebear.artifacts.hdf5 import open_checked
 from forebear.artifacts.manifests import NAME
 from forebear.errors import ForebearError
 from forebear.runtime.job import RECORD
@@ -59,11 +60,9 @@ def _describe(path: Path, results: Path, now: Mapping[str, str]) -> dict:
     except OSError as error:
         raise ForebearError(f"{path}: cannot be read ({error}); run the rule that makes it.") from error
     if path.suffix == ".h5":
-        described |= {
-            key: value.item() if isinstance(value, np.generic) else value
-            for key, value in read_attributes(path).items()
-            if key != "blocks"  # a long list that follows from the model
-        }
+        with open_checked(path, None, content=False) as file:
+            described |= _attributes(file)
+            described |= {name: _attributes(group) for name, group in file.items() if group.attrs}
     elif path.name == NAME:
         described |= json.loads(path.read_text(encoding="utf-8"))
     if receipt := read_receipt(path, results):
@@ -71,6 +70,12 @@ def _describe(path: Path, results: Path, now: Mapping[str, str]) -> dict:
         others = {name: made for name, made in receipt["versions"].items() if now.get(name) != made}
         described |= {"other_versions": others} if others else {}
     return described
+
+
+def _attributes(item: h5py.Group) -> dict:
+    """Without `blocks`, a long list that follows from the model."""
+    found = {key: value.item() if isinstance(value, np.generic) else value for key, value in item.attrs.items()}
+    return {key: value for key, value in found.items() if key != "blocks"}
 
 
 def _read_record(log: Path) -> dict | None:

@@ -70,16 +70,6 @@ def atomic_files(directory: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
-def kept_path(path: str | Path) -> Path:
-    """The second name of a finished file, under which it outlives its removal before a job that writes it again."""
-    return Path(path).with_name(f".{Path(path).name}.kept")
-
-
-def keep(path: str | Path) -> None:
-    """Give a finished file its second name: no copy, where the file system has hard links."""
-    same_file(path, kept_path(path))
-
-
 def same_file(source: str | Path, target: str | Path) -> None:
     """Make `target` another name of `source`, or a copy of it, in one step."""
     with atomic_path(target) as temporary:
@@ -87,6 +77,14 @@ def same_file(source: str | Path, target: str | Path) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copy2(source, temporary)
+
+
+def own_copy(path: str | Path) -> None:
+    """Make a file that has other names a copy of its own, so that what is written to it is in none of them."""
+    path = Path(path)
+    if path.is_file() and path.stat().st_nlink > 1:
+        with atomic_path(path) as temporary:
+            shutil.copy2(path, temporary)
 
 
 def error_number(error: BaseException | None) -> int | None:

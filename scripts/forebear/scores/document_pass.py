@@ -1,16 +1,14 @@
-"""What the jobs that score documents share: a model with its documents, queries, and matrices that take the rows."""
+"""What the jobs that score documents share: a model with its documents, queries, and stores that take the scores."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
 
 from forebear.artifacts.digests import params_digest
-from forebear.artifacts.growing import ResumableMatrix
-from forebear.artifacts.hdf5 import SCORE_UNITS, Attributes
+from forebear.artifacts.hdf5 import SCORE_UNITS
 from forebear.artifacts.manifests import point_digests
 from forebear.data.records import read_records, record_key
 from forebear.estimators import ESTIMATORS
@@ -19,6 +17,7 @@ from forebear.planning.budget import budget_of, shape_at
 from forebear.planning.plan import announce
 from forebear.planning.score_plan import plan_scores
 from forebear.queries.files import QueryColumns, read_query_columns
+from forebear.scores.files import ScoreStore
 from forebear.scores.pairwise import Request, pairwise_scores
 
 
@@ -30,76 +29,69 @@ class ScoreJob:
     keys: list[str]  # of the study's queries
     queries: Mapping[str, QueryColumns]  # by name of the columns
     requests: Mapping[str, Request]  # by estimator
-    attributes: Mapping[str, str]  # of every file of scores: what they were made from, and how
+    made_from: Mapping[str, str]  # what scores depend on beside the queries, and how they are computed
+    of_queries: Mapping[str, str]  # what they are scored for
 
-    def matrix(
-        self, path: str | Path, kind: str, estimator: str, attributes: Attributes, documents: np.ndarray | None = None
-    ) -> ResumableMatrix:
-        """What takes an estimator's scores.
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Of a file of scores."""
+        return {**self.made_from, **self.of_queries}
 
-        An interrupted pass is continued, and finished scores stay, only with the very same queries
-        and code; with other queries those stay that were there.
+    def origin(self, estimator: str) -> dict[str, str]:
+        """Of an estimator's scores: what the queries were made from that it reads."""
+        return {"columns_origin": self.queries[self.requests[estimator].columns].attributes["origin"]}
 
-        Args:
-            attributes: further ones of its file.
-            documents: places of a shard's documents, ascending; all by default.
+    def store(self, output: str | Path, estimator: str, documents: np.ndarray) -> ScoreStore:
+        """What takes an estimator's scores of some documents [n], ascending.
+
+        Those that an earlier job of the same code, data and params has computed are there already.
         """
-        columns = self.queries[self.requests[estimator].columns]
-        made_from = {"estimator": estimator, "columns_origin": columns.attributes["origin"]}
-        shape = (len(self.point.examples) if documents is None else len(documents), len(self.keys))
-        attributes = {**self.attributes, **made_from, **attributes}
-        return ResumableMatrix(path, kind, attributes, shape, documents, self.keys, columns.places)
+        asked = self.queries[self.requests[estimator].columns].keys
+        made_from = {**self.made_from, **self.origin(estimator)}
+        return ScoreStore(output, estimator, made_from, documents, self.keys, asked)
 
     def score(
         self,
-        matrices: Mapping[str, ResumableMatrix],
+        stores: Mapping[str, ScoreStore],
         batch_tokens: int,
         memory_mb: float,
         gpus: int,
         documents: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Plan and run the passes over some documents that fill the matrices where they are not filled yet.
+        """Plan and run the passes that compute what stores of the same documents lack.
 
-        Documents that only lack the columns of new queries have a pass with these alone.
+        Documents that lack the scores of the same queries, in one store or another, share a pass.
 
         Args:
-            matrices: estimator → what takes its rows.
+            stores: estimator → what takes its scores.
             batch_tokens, memory_mb, gpus: the most that they may take.
-            documents: places, ascending; by default all whose rows are missing.
+            documents: indices, ascending, of those that are wanted; all by default.
 
         Returns:
             Seconds of each estimator.
         """
-        unfinished = {name: matrix for name, matrix in matrices.items() if not matrix.finished and len(matrix.missing)}
-        todo = reduce(np.union1d, (matrix.missing for matrix in unfinished.values()), np.array([], int))
+        everything = next(iter(stores.values())).documents
+        missing = np.logical_or.reduce([store.missing for store in stores.values()])
         if documents is not None:
-            todo = np.intersect1d(todo, documents)
-        kept = reduce(np.intersect1d, (matrix.kept for matrix in unfinished.values()), todo)
+            missing &= np.isin(everything, documents)[:, None]
         seconds: Counter[str] = Counter()
-        for some, queries in ((np.setdiff1d(todo, kept), self.queries), (kept, self._new_queries(unfinished))):
-            if len(some):
-                seconds.update(self._run(unfinished, some, queries, batch_tokens, memory_mb, gpus))
+        for rows, queries in alike(missing):
+            lacking = {n: store for n, store in stores.items() if store.missing[np.ix_(rows, queries)].any()}
+            chosen = {self.keys[query] for query in queries}
+            seconds.update(self._run(lacking, everything[rows], chosen, batch_tokens, memory_mb, gpus))
         return dict(seconds)
-
-    def _new_queries(self, matrices: Mapping[str, ResumableMatrix]) -> dict[str, QueryColumns]:
-        """Of every set of columns those that any of its matrices lacks."""
-        found = {}
-        for name, columns in self.queries.items():
-            new = [matrix.new for estimator, matrix in matrices.items() if self.requests[estimator].columns == name]
-            if new:
-                found[name] = columns.at(np.flatnonzero(np.isin(columns.places, np.concatenate(new))))
-        return found
 
     def _run(
         self,
-        matrices: Mapping[str, ResumableMatrix],
+        stores: Mapping[str, ScoreStore],
         documents: np.ndarray,
-        queries: Mapping[str, QueryColumns],
+        keys: set[str],
         batch_tokens: int,
         memory_mb: float,
         gpus: int,
     ) -> dict[str, float]:
-        requests = {name: self.requests[name] for name in matrices}
+        requests = {name: self.requests[name] for name in stores}
+        queries = {name: self.queries[name].of_keys(keys) for name in {r.columns: r for r in requests.values()}}
         shape = shape_at(self.point)
         plan = plan_scores(
             shape,
@@ -117,9 +109,7 @@ class ScoreJob:
             {name: columns.columns for name, columns in queries.items()},
             requests,
             plan.batch_tokens,
-            write=lambda name, scored, scores: matrices[name].write(
-                scored, scores, queries[requests[name].columns].places
-            ),
+            write=lambda name, scored, scores: stores[name].write(scored, scores, queries[requests[name].columns].keys),
             documents=documents,
             partitions=plan.partitions,
             factored=plan.factored,
@@ -146,11 +136,10 @@ def open_score_job(params: Mapping, files: Mapping) -> ScoreJob:
     }
     of_queries = point_digests(files["last"], files["queries"])
     columns = zip(params["columns"], files["columns"], strict=True)
-    attributes = {
+    made_from = {
         "study": params["study"],
         **SCORE_UNITS,
         **point.digests,
-        "query_data_digest": of_queries["data_digest"],
         "engine": params["engine"],
         "options": params_digest({**params["loading"], "batch_tokens": params["batch_tokens"]}),
     }
@@ -159,5 +148,17 @@ def open_score_job(params: Mapping, files: Mapping) -> ScoreJob:
         [record_key(record) for record in read_records(files["queries"])],
         {name: read_query_columns(path, of_queries) for name, path in columns},
         requests,
-        attributes,
+        made_from,
+        {"query_data_digest": of_queries["data_digest"]},
     )
+
+
+def alike(missing: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of a mask [n, Q] the rows that have the same entries, and these: (rows, places of entries), both ascending.
+
+    Rows without any are left out.
+    """
+    patterns, pattern = np.unique(missing, axis=0, return_inverse=True)
+    for k, entries in enumerate(patterns):
+        if entries.any():
+            yield np.flatnonzero(pattern.ravel() == k), np.flatnonzero(entries)

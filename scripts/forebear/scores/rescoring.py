@@ -19,7 +19,7 @@ def rescore(
     compressed: Mapping[str, np.ndarray],
     number: int,
     score: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Replace scores by exact ones until the `number` highest and lowest for every query are exact.
 
     With its exact score a document may leave them, and another one follows; so it goes on until
@@ -32,9 +32,10 @@ def rescore(
             estimator → [N, Q], of which the rows of these documents are read.
 
     Returns:
-        estimator → [N, Q].
+        estimator → [N, Q], and of which documents [N] bool they are exact.
     """
     scores, chosen, depth = dict(compressed), np.array([], int), number
+    documents = len(next(iter(compressed.values()), ()))
     while not all(np.isin(outermost(matrix, number), chosen).all() for matrix in scores.values()):
         chosen = np.unique(np.concatenate([chosen, *(outermost(matrix, depth) for matrix in scores.values())]))
         print(f"{len(chosen)} documents are scored with whole queries", flush=True)
@@ -43,4 +44,4 @@ def rescore(
             scores[name] = matrix.copy()
             scores[name][chosen] = found[name][chosen]
         depth *= 2
-    return scores
+    return scores, np.isin(np.arange(documents), chosen)

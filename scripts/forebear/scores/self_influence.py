@@ -6,6 +6,7 @@ the root of its self-influence, a score says how much of that is about the query
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -30,10 +31,10 @@ def self_influence(
     batch_tokens: int,
     documents: Sequence[int] | None = None,
 ) -> Tensor:
-    """∇ℓ(z)ᵀ H̃⁻¹ ∇ℓ(z) of every sequence, [N], with the labels of the data; one pass.
+    """∇ℓ(z)ᵀ H̃⁻¹ ∇ℓ(z) of every sequence that is wanted, [n], with the labels of the data; one pass.
 
     Args:
-        documents: places, ascending, of those that are wanted; all by default.
+        documents: places, ascending, of these; all by default.
         inverse: of the stage whose documents and model these are.
     """
     functions = inverse.functions(blocks)
@@ -46,7 +47,7 @@ def self_influence(
             chunks = gradients_in_chunks(rotated(g, gradient[block.name]), rotated(a, activation[block.module]))
             products = [chunk.square_().flatten(1) @ functions[block.name].to(g.device).flatten() for chunk in chunks]
             result[batch.indices] += torch.cat(products).cpu()
-    return result if documents is None else result[torch.as_tensor(documents)]
+    return result[sorted(chain.from_iterable(wanted))]
 
 
 def normalised(scores: np.ndarray, influence: np.ndarray) -> np.ndarray:

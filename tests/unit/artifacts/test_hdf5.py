@@ -1,11 +1,9 @@
 """Artifacts appear whole or not at all, and one of something else is refused in a sentence."""
 
-import h5py
 import numpy as np
 import pytest
 import torch
 
-from forebear.artifacts.growing import ResumableMatrix
 from forebear.artifacts.hdf5 import create, open_checked
 from forebear.errors import ForebearError
 from forebear.factors.files import create_factors, stored_covariances, stored_eigenbasis
@@ -29,7 +27,7 @@ def test_tensors_come_back_by_block(tmp_path, covariances):
 
 def test_query_columns_bring_their_blocks(tmp_path):
     blocks = [Block("a/q0", "a", "attention", slice(2, 4), (2, 3), True)]
-    with create_query_columns(tmp_path / "q.h5", torch.zeros(5), blocks, {}, list("abcde")) as file:
+    with create_query_columns(tmp_path / "q.h5", torch.zeros(5), blocks, {"origin": "o"}, list("abcde")) as file:
         file.write("a/q0", slice(None), torch.ones(5, 2, 3))
     assert read_query_columns(tmp_path / "q.h5").blocks == blocks
 
@@ -37,7 +35,7 @@ def test_query_columns_bring_their_blocks(tmp_path):
 def test_query_columns_are_written_and_read_in_parts(tmp_path):
     blocks = [Block(name, name, "mlp", slice(0, 2), (2, 3), False) for name in ("a", "b")]
     columns, losses = {name: torch.rand(5, 2, 3) for name in "ab"}, torch.zeros(5)
-    with create_query_columns(tmp_path / "q.h5", losses, blocks, {"study": "s"}, list("abcde")) as file:
+    with create_query_columns(tmp_path / "q.h5", losses, blocks, {"study": "s", "origin": "o"}, list("abcde")) as file:
         for places in (torch.tensor([0, 3, 4]), torch.tensor([1, 2])):
             for name, column in columns.items():
                 file.write(name, places, column[places])
@@ -98,48 +96,3 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="halfway"):
         fail_halfway()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupted_matrix_is_continued(tmp_path):
-    path, shape = tmp_path / "scores.h5", (4, 2)
-    first = ResumableMatrix(path, "scores", {"model_digest": "a"}, shape)
-    first.write(np.array([2, 0]), np.array([[2.0, 2.0], [0.0, 0.0]]))
-    first._file.close()  # killed here
-    assert not path.exists()
-
-    second = ResumableMatrix(path, "scores", {"model_digest": "a"}, shape)
-    assert second.written.tolist() == [True, False, True, False]
-    with pytest.raises(ForebearError, match="rows are missing"):
-        second.finish({})
-    second.write(np.array([1, 3]), np.array([[1.0, 1.0], [3.0, 3.0]]))
-    second.finish({"seconds": 1.0})
-    with open_checked(path, "scores") as file:
-        assert file["matrix"][:, 0].tolist() == [0, 1, 2, 3]
-
-
-def test_an_interrupted_matrix_of_another_model_is_not(tmp_path):
-    first = ResumableMatrix(tmp_path / "s.h5", "scores", {"model_digest": "a"}, (2, 2))
-    first.write(np.array([0]), np.ones((1, 2)))
-    first._file.close()
-    assert not ResumableMatrix(tmp_path / "s.h5", "scores", {"model_digest": "b"}, (2, 2)).written.any()
-
-
-def test_a_damaged_unfinished_matrix_is_begun_again(tmp_path):
-    (tmp_path / ".s.h5.partial").write_bytes(b"not HDF5")
-    matrix = ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
-    assert not matrix.written.any()
-    assert h5py.is_hdf5(tmp_path / ".s.h5.partial")
-
-
-def test_a_finished_matrix_of_the_same_job_stays_and_of_another_does_not(tmp_path):
-    path, job = tmp_path / "s.h5", {"columns_digest": "a"}
-    first = ResumableMatrix(path, "scores", job, (2, 2))
-    first.write(np.arange(2), np.ones((2, 2)))
-    first.finish({"seconds": 1.0})
-    again = ResumableMatrix(path, "scores", job, (2, 2))
-    assert again.finished
-    assert again.written.all()
-    again.finish({"seconds": 2.0})
-    with open_checked(path, "scores") as file:
-        assert file.attrs["seconds"] == 1.0
-    assert not ResumableMatrix(path, "scores", {"columns_digest": "b"}, (2, 2)).finished

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from chains import Chain, dense_scores, relative_difference
 from conftest import VOCABULARY, fine_tuned, random_examples, unpadded_loss
 from dense_gradients import sequence_gradients
-from forebear.artifacts.shards import gather_factor
+from forebear.artifacts.shards import gather_factor, shard_kind
 from forebear.data.batches import IGNORED, batch_indices, collate, number_of_positions
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.files import create_factors, read_eigenbasis, stored_covariances
@@ -28,7 +28,7 @@ from forebear.planning.budget import budget_of, shape_of
 from forebear.planning.plan import plan_covariances
 from forebear.planning.score_plan import plan_scores
 from forebear.queries.chain import apply_chain
-from forebear.queries.files import create_query_columns, kept_columns, read_query_columns
+from forebear.queries.files import create_query_columns, read_query_columns
 from forebear.queries.gradients import query_gradients, stream_query_gradients
 
 SMALL = {
@@ -290,11 +290,11 @@ def test_factors_of_shards_are_those_of_the_whole(tmp_path, mixtral, sequences, 
     unseen = 0
     for k in range(shards):
         part = sorted(i for batch in wanted[k::shards] for i in batch)
-        fit = fit_covariances(mixtral, blocks, sequences, 0, 9, documents=part)
+        fit = fit_covariances(mixtral, blocks, sequences, 0, 9, documents=part, double=True)
         unseen += sum(share.item() == 0 for share in fit.shares.values())
         counts = {"sequences": len(part), "positions": number_of_positions(sequences, part), "seconds": 1.0}
-        path, shard = tmp_path / f"{k}.h5", (k + 1, shards)
-        with create_factors(path, "covariances", {**ATTRIBUTES, **counts, "peak_bytes": 1}, shard) as file:
+        path, kind = tmp_path / f"{k}.h5", shard_kind("covariances", (k + 1, shards))
+        with create_factors(path, kind, {**ATTRIBUTES, **counts, "peak_bytes": 1}) as file:
             file.write(fit)
     assert unseen > 0
     gather_factor(tmp_path / "whole.h5", "covariances", [tmp_path / f"{k}.h5" for k in range(shards)], ATTRIBUTES)
@@ -313,13 +313,11 @@ def test_query_gradients_are_kept_compactly_and_grow(tmp_path, mixtral, sequence
     blocks, path = tracked_blocks(mixtral), tmp_path / "g.h5"
     queries = random_examples(5, lengths=[3, 12, 8, 4])
     for examples, keys in ((queries[:1], "a"), (queries, "abcd")):
-        kept = kept_columns(path, "one", list(keys))
-        losses = kept.losses().double()
-        with create_query_columns(path, losses, blocks, {"origin": "one"}, list(keys), kept=kept) as file:
-            found = stream_query_gradients(mixtral, blocks, examples, 1, file.write_part, kept.missing)
-            losses[kept.missing] = found[kept.missing]
+        losses = torch.zeros(len(keys)).double()
+        with create_query_columns(path, losses, blocks, {"origin": "one"}, list(keys)) as file:
+            losses[:] = stream_query_gradients(mixtral, blocks, examples, 1, file.write_part, file.missing)
             file.note({"seconds": 1.0, "peak_bytes": 5.0})
-    assert kept.missing.tolist() == [1, 2, 3]
+    assert file.missing.tolist() == [1, 2, 3]
     stored, (gradients, losses) = read_query_columns(path), query_gradients(mixtral, blocks, queries, 1)
     torch.testing.assert_close(stored.losses, losses)
     for block in blocks:

@@ -72,7 +72,9 @@ def test_source_gives_the_same_for_formed_gradients_and_others(model, blocks, qu
 def test_a_file_holds_them_unformed_and_scores_are_the_same(tmp_path, model, blocks, queries):
     documents = random_examples(7, lengths=[6, 8, 5])
     losses = torch.zeros(len(queries), dtype=torch.float64)
-    with create_query_columns(tmp_path / "raw.h5", losses, blocks, {}, ["key"] * len(queries)) as file:
+    with create_query_columns(
+        tmp_path / "raw.h5", losses, blocks, {"origin": "o"}, list(map(str, range(len(queries))))
+    ) as file:
         losses[:] = stream_query_gradients(model, blocks, queries, 20, file.write_part)
     stored = read_query_columns(tmp_path / "raw.h5")
     gradients, expected_losses = query_gradients(model, blocks, queries, 1000)

@@ -112,7 +112,7 @@ def test_a_query_or_a_block_without_gradients_is_nothing(compressible):
 
 def test_compressed_queries_come_back_from_their_file(tmp_path, blocks):
     factors = low_rank(blocks, 4, 3)
-    with create_query_columns(tmp_path / "c.h5", torch.zeros(4), blocks, {}, list("abcd")) as file:
+    with create_query_columns(tmp_path / "c.h5", torch.zeros(4), blocks, {"origin": "o"}, list("abcd")) as file:
         for name, part in factors.items():
             for queries in (slice(0, 1), slice(1, 4)):
                 file.write_part("left", name, queries, part[queries].left)

@@ -22,8 +22,10 @@ def gathered(folder: Path, *files: Path) -> dict:
 def test_an_artifact_is_described_by_its_digest_and_attributes(tmp_path):
     with create(tmp_path / "a.h5", "covariances", {"model_digest": "m", "seconds": 1.5}) as file:
         file["values"] = [1.0, 2.0]
+        file.create_group("bm25").attrs["seconds"] = 0.5
     described = gathered(tmp_path, tmp_path / "a.h5")["files"][str(tmp_path / "a.h5")]
     assert {"model_digest": "m", "seconds": 1.5, "kind": "covariances"}.items() <= described.items()
+    assert described["bm25"] == {"seconds": 0.5}
     assert len(described["sha256"]) == 64
     assert described["bytes"] == (tmp_path / "a.h5").stat().st_size
 

@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from forebear.artifacts.growing import ResumableMatrix
+from forebear.artifacts.growing import Store
 from forebear.artifacts.hdf5 import open_checked
 from forebear.errors import OutOfReachError
 from forebear.factors.files import create_factors, read_eigenvalues
-from forebear.queries.files import kept_columns
-from forebear.runtime.atomic import keep
 from forebear.runtime.holders import holders
 
 NOTEBOOK = """
@@ -48,14 +46,6 @@ def factors(tmp_path) -> Path:
     return tmp_path / "e.h5"
 
 
-@pytest.fixture
-def scores(tmp_path) -> Path:
-    matrix = ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
-    matrix.write(np.arange(2), np.ones((2, 2)))
-    matrix.finish({})
-    return tmp_path / "s.h5"
-
-
 @pytest.mark.parametrize("mode", ["r+", "a"])
 def test_a_file_that_a_notebook_has_open_for_writing_is_not_called_damaged(factors, mode: str):
     with opened_elsewhere(factors, mode) as process, pytest.raises(OutOfReachError) as refused:
@@ -78,31 +68,18 @@ def test_a_file_that_a_notebook_reads_is_read_and_made_anew(factors):
         assert read_eigenvalues(factors)["a"].sum() == 0
 
 
-def test_finished_scores_that_a_notebook_has_open_are_not_computed_again(scores):
-    """Nor are those of other queries, beside which they are kept."""
-    for attributes, keys in (({}, ()), ({"query_data_digest": "other"}, "ab")):
-        with opened_elsewhere(scores, "r+"), pytest.raises(OutOfReachError, match="for writing"):
-            ResumableMatrix(scores, "scores", attributes, (2, 2), keys=keys)
-    assert ResumableMatrix(scores, "scores", {}, (2, 2)).finished
-
-
-def test_columns_that_a_notebook_has_open_are_not_computed_again(factors):
-    keep(factors)
-    with opened_elsewhere(factors, "r+"), pytest.raises(OutOfReachError, match="for writing"):
-        kept_columns(factors, "one", ["a"])
-
-
+@pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("mode", ["r", "r+"])
-def test_a_partial_file_that_another_process_has_open_is_not_emptied(tmp_path, mode: str):
-    matrix = ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
-    matrix.write(np.array([0]), np.ones((1, 2)))
-    del matrix
-    with (
-        opened_elsewhere(tmp_path / ".s.h5.partial", mode),
-        pytest.raises(OutOfReachError, match="another process has it"),
-    ):
-        ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2))
-    assert ResumableMatrix(tmp_path / "s.h5", "scores", {}, (2, 2)).missing.tolist() == [1]
+def test_a_store_that_another_process_has_open_is_not_begun_anew(tmp_path, mode: str, finished: bool):
+    store = Store(tmp_path / "s.h5", "scores", {}, "ab", parts=2)
+    store.by_part("matrix", np.float32)[:] = 1
+    store.mark(np.array([0]), store.rows)
+    if finished:
+        store.seal({})
+    del store
+    with opened_elsewhere(tmp_path / "s.h5", mode), pytest.raises(OutOfReachError, match="another process has it"):
+        Store(tmp_path / "s.h5", "scores", {}, "abc", parts=2)
+    assert Store(tmp_path / "s.h5", "scores", {}, "ab", parts=2).written.tolist() == [[True, True], [False, False]]
 
 
 def test_who_holds_a_file_is_told_by_the_system_alone(factors, tmp_path):
@@ -137,8 +114,7 @@ import torch
 from forebear.runtime.devices import lease_devices
 from forebear.errors import ForebearError
 from forebear.factors.files import create_factors, read_eigenvalues
-from forebear.artifacts.growing import ResumableMatrix
-from forebear.artifacts.hdf5 import open_checked
+from forebear.scores.files import ScoreStore
 def tried(name, job):
     try:
         print(name, job())
@@ -149,11 +125,9 @@ def written():
         file.write({"a": torch.ones(3, 3)})
     return read_eigenvalues("e.h5")["a"].sum().item()
 def scored():
-    matrix = ResumableMatrix("s.h5", "scores", {}, (2, 2))
-    matrix.write(np.arange(2), np.ones((2, 2)))
-    matrix.finish({})
-    with open_checked("s.h5", "scores") as file:
-        return file["matrix"][()].sum()
+    store = ScoreStore("s.h5", "e", {}, np.arange(2), "ab", "ab")
+    store.write(np.arange(2), np.ones((2, 2)), "ab")
+    return store.finished().sum()
 tried("factors", written)
 tried("scores", scored)
 tried("devices", lambda: lease_devices(1))
@@ -195,7 +169,7 @@ def test_files_that_need_no_lock_are_written_and_read_and_others_name_the_way_ro
     said = job(tmp_path, without_locks, number)
     assert said["factors"] == "9.0"
     if number != errno.ENOSYS:  # which HDF5 takes for a file system where locks are switched off
-        assert "s.h5.partial: lies on a file system without locks" in said["scores"]
+        assert ".store/s/e.h5: lies on a file system without locks" in said["scores"]
         assert f"errno {number}); set the environment variable HDF5_USE_FILE_LOCKING=FALSE" in said["scores"]
     assert "GPUs cannot be leased there, since its file system has no locks" in said["devices"]
     assert said["devices"].endswith("set TMPDIR to a folder on a disk of this machine.")
