@@ -9,7 +9,9 @@ from snakemake.iocontainers import Wildcards
 
 from forebear.receipts import FOLDER, file_of, read_receipt
 from forebear.recipes import Contents, recipe_digest
+from forebear.versions import minor_versions
 
+VERSIONS = minor_versions()  # asked for once: it takes 15 ms, and a study has many jobs
 CONTENTS = Contents(Path(".snakemake/forebear-contents.json"))
 atexit.register(CONTENTS.save)
 
@@ -41,7 +43,9 @@ def recipe_of_job(maker, wildcards):
         if name != "recipe"
     }
     files, *_ = maker.expand_input(dict(wildcards))
-    return recipe_digest({**own, "wildcards": wildcards}, [recipe_of(str(file)) for file in files])
+    return recipe_digest(
+        {**own, "wildcards": wildcards}, [recipe_of(str(file)) for file in files], VERSIONS
+    )
 
 
 def name_recipe(maker):
