@@ -9,7 +9,9 @@ from snakemake.iocontainers import Wildcards
 
 from forebear.runtime.receipts import FOLDER, file_of, read_receipt, receipt_path
 from forebear.workflow.recipes import Contents, recipe_digest
+from forebear.runtime.versions import minor_versions
 
+VERSIONS = minor_versions()  # asked for once: it takes 15 ms, and a study has many jobs
 CONTENTS = Contents(Path(".snakemake/forebear-contents.json"))
 atexit.register(CONTENTS.save)
 
@@ -43,7 +45,9 @@ def recipe_of_job(maker, wildcards):
         if name not in ("recipe", "results")
     }
     files, *_ = maker.expand_input(dict(wildcards))
-    return recipe_digest({**own, "wildcards": wildcards}, [recipe_of(str(file)) for file in files])
+    return recipe_digest(
+        {**own, "wildcards": wildcards}, [recipe_of(str(file)) for file in files], VERSIONS
+    )
 
 
 def name_recipe(maker):

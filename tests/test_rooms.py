@@ -14,7 +14,7 @@ PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 DRAWING = runpy.run_path(str(ROOT / "docs/draw_architecture.py"))
 imported, modules, room_of = DRAWING["imported"], DRAWING["modules"], DRAWING["room_of"]
 RULES = {"errors", "estimators", "config", "workflow"}  # rooms that rules may import, and these modules:
-MODULES_FOR_RULES = {"artifacts.code_digest", "data.sources", "runtime.memory", "runtime.receipts"}
+MODULES_FOR_RULES = {"runtime.versions", "artifacts.code_digest", "data.sources", "runtime.memory", "runtime.receipts"}
 
 # Room → the rooms that its row of the page names.
 NAMED = {

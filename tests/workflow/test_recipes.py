@@ -23,6 +23,7 @@ from copies import ROOT, copy_workflow, snakemake
 from disks import small_disk
 from forebear.errors import ForebearError
 from forebear.runtime.receipts import joined_makings, receipt_path, write_receipts
+from forebear.runtime.versions import minor_versions
 from forebear.workflow.recipes import Contents, recipe_digest
 from plans import planned_rules
 
@@ -287,16 +288,22 @@ def test_scripts_with_another_time_and_the_same_content_run_nothing(folder):
     assert "Nothing to be done" in snakemake(folder).stdout
 
 
-def test_a_recipe_depends_on_all_that_it_is_made_of(monkeypatch):
-    recipe = recipe_digest({"damping": 0.1}, ["a", "b"])
-    assert recipe == recipe_digest({"damping": 0.1}, ["a", "b"])
-    assert recipe != recipe_digest({"damping": 0.2}, ["a", "b"])
-    assert recipe != recipe_digest({"damping": 0.1}, ["b", "a"])
-    monkeypatch.setattr("forebear.runtime.versions.version", lambda name: "9.9.1")
-    other = recipe_digest({"damping": 0.1}, ["a", "b"])
-    assert other != recipe
-    monkeypatch.setattr("forebear.runtime.versions.version", lambda name: "9.9.2")
-    assert recipe_digest({"damping": 0.1}, ["a", "b"]) == other
+def test_a_recipe_depends_on_all_that_it_is_made_of():
+    versions = {"torch": "2.6"}
+    recipe = recipe_digest({"damping": 0.1}, ["a", "b"], versions)
+    assert recipe == recipe_digest({"damping": 0.1}, ["a", "b"], versions)
+    assert recipe != recipe_digest({"damping": 0.2}, ["a", "b"], versions)
+    assert recipe != recipe_digest({"damping": 0.1}, ["b", "a"], versions)
+    assert recipe != recipe_digest({"damping": 0.1}, ["a", "b"], {"torch": "2.7"})
+
+
+def test_a_bug_fix_of_a_library_is_no_other_version(monkeypatch):
+    found = []
+    for full in ("9.9.1", "9.9.2", "9.10.1"):
+        monkeypatch.setattr("forebear.runtime.versions.version", lambda name, full=full: full)
+        found.append(minor_versions())
+    assert found[0] == found[1] != found[2]
+    assert found[0]["torch"] == "9.9"
 
 
 def test_content_counts_and_not_time(tmp_path):

@@ -13,17 +13,17 @@ from pathlib import Path
 
 from forebear.artifacts.digests import file_digest
 from forebear.runtime.atomic import atomic_path
-from forebear.runtime.versions import minor_versions
 
 
-def recipe_digest(own: Mapping, inputs: Iterable[str]) -> str:
+def recipe_digest(own: Mapping, inputs: Iterable[str], versions: Mapping[str, str]) -> str:
     """The recipe of a job's files.
 
     Args:
         own: the job's params.
         inputs: of every input file its recipe or, for one that nobody makes, the digest of its content.
+        versions: of the libraries that make numbers; see `minor_versions`.
     """
-    content = json.dumps([own, list(inputs), minor_versions()], sort_keys=True, default=str)
+    content = json.dumps([own, list(inputs), dict(versions)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
