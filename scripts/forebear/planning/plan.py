@@ -153,7 +153,7 @@ def _plan(job: _Job, shape: Shape, budget: Budget, batch_tokens: int) -> Plan:
         maps = {b.module: (b.shape[1] + b.shape[0]) * b.seen for b in shape.blocks}
         for_each = LOGITS_COPIES * shape.width + MAPS_COPIES * sum(maps.values())
         batch = FLOAT * max(tokens, shape.longest) * for_each
-        partitions = _partitions(job.blocks, job.elements, job.queries, budget.room - batch)
+        partitions = _partitions(job.blocks, job.elements, job.queries, max(0, budget.room - batch))
         held = FLOAT * max(map(job.elements, partitions), default=0)
         flops = sum(job.runs * (_run_flops(shape, part) + job.flops(part)) for part in partitions)
         plan = Plan(

@@ -31,7 +31,13 @@ from forebear.models.checkpoints import model_without_weights, warn_of_size
 from forebear.models.passes import NotEnoughMemoryError
 from forebear.planning.budget import Budget, Shape, shape_of
 from forebear.planning.partitions import Partition, by_map
-from forebear.planning.plan import announce, plan_covariances, plan_eigenvalues, split_preconditioning
+from forebear.planning.plan import (
+    announce,
+    plan_covariances,
+    plan_eigenvalues,
+    plan_query_gradients,
+    split_preconditioning,
+)
 from forebear.planning.score_plan import plan_scores
 from forebear.queries.chain import DampedInverse
 from forebear.queries.files import create_query_columns, read_query_columns
@@ -394,6 +400,9 @@ def test_what_cannot_be_split_further_is_tried_and_said(capsys):
     assert plan_covariances(shape(), Budget(gib(asked - 0.4), gib(0.5)), 4096).lack
     assert "raise `gpus`" in plan_covariances(shape(), Budget(gib(0.51), gib(0.5), gpus=1), 4096).lack
     assert not planned_scores(32).lack
+    holds_nothing = plan_query_gradients(shape(), budget(0.51), 4096)
+    assert holds_nothing.lack
+    assert len(holds_nothing.partitions) == 1  # as more of them would save nothing
 
 
 def test_passes_by_hand():
