@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from forebear.data.batches import batch_indices
@@ -27,23 +26,19 @@ def stream_query_gradients(
     Args:
         queries: places, ascending, of those that are wanted; the others' losses are NaN. All by default.
         write: called with ("activations", linear map, increasing places [B] of queries,
-            a [B, T, I]) and ("gradients", block, places, g [B, T, O]), T being that of the
-            longest query (n times that, where a map is used n times). Of an expert T is as many
-            tokens as a query of these sends there.
+            a [B, T, I]) and ("gradients", block, places, g [B, T, O]), T being that of the longest of
+            these (n times that, where a map is used n times). Of an expert T is as many tokens as one
+            of them sends there.
     """
     losses = torch.full((len(examples),), torch.nan, dtype=working_dtype(model))
-    longest = max(len(example.ids) for example in examples)
-    experts = {block.module for block in blocks if block.share is not None}
     wanted = batch_indices(examples, batch_tokens, queries)
     for batch, captured in captured_batches(model, blocks, examples, wanted, "query gradients"):
         places, order = batch.indices.sort()
         losses[places] = captured.losses.cpu()[order]
-        vectors = {("activations", module): (a, module) for module, a in captured.activations.items()}
-        vectors |= {("gradients", block.name): (captured.block(block)[1], block.module) for block in blocks}
-        for (kind, name), (values, module) in vectors.items():
-            uses = values.shape[1] // batch.ids.shape[1]
-            padding = 0 if module in experts else uses * longest - values.shape[1]
-            write(kind, name, places, F.pad(values.cpu()[order], (0, 0, 0, padding)))
+        vectors = {("activations", module): a for module, a in captured.activations.items()}
+        vectors |= {("gradients", block.name): captured.block(block)[1] for block in blocks}
+        for (kind, name), values in vectors.items():
+            write(kind, name, places, values.cpu()[order])
     return losses
 
 
@@ -55,7 +50,7 @@ def query_gradients(
 
     def write(kind: str, name: str, places: Tensor, values: Tensor) -> None:
         part, tokens = parts.get((kind, name)), values.shape[1]
-        if part is None or part.shape[1] < tokens:  # an expert may see more tokens of a later query
+        if part is None or part.shape[1] < tokens:  # a later query may have more
             grown = values.new_zeros(len(examples), *values.shape[1:])
             if part is not None:
                 grown[:, : part.shape[1]] = part
