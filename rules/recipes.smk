@@ -7,11 +7,13 @@ from pathlib import Path
 
 from snakemake.iocontainers import Wildcards
 
+from forebear.artifacts.versions import library_versions
 from forebear.runtime.receipts import FOLDER, file_of, read_receipt
 from forebear.workflow.recipes import Contents, recipe_digest
 
 CONTENTS = Contents(Path(".snakemake/forebear-contents.json"))
 atexit.register(CONTENTS.save)
+VERSIONS = library_versions()
 
 
 @cache
@@ -41,7 +43,8 @@ def recipe_of_job(maker, wildcards):
         if name != "recipe"
     }
     files, *_ = maker.expand_input(dict(wildcards))
-    return recipe_digest({**own, "wildcards": wildcards}, [recipe_of(str(file)) for file in files])
+    recipes = [recipe_of(str(file)) for file in files]
+    return recipe_digest({**own, "wildcards": wildcards}, recipes, VERSIONS)
 
 
 def name_recipe(maker):

@@ -14,71 +14,73 @@ import numpy as np
 import pytest
 import yaml
 
-from copies import ROOT, copy_workflow, snakemake
-
-pytestmark = pytest.mark.slow
+from copies import snakemake
 
 SCORES = "results/tiny/scores/pretraining/multistage-ekfac.h5"
 PARTIAL = "results/tiny/scores/pretraining/.multistage-ekfac.h5.partial"
 PASS = "results/tiny/logs/compute_pairwise_scores/pretraining_at_pretraining.log"
 
-# In the copy, scores are written after every batch, and a test may stop the pass after the third.
+# In a copy, scores are written after every batch, and a test may stop the pass after the third, or kill a job
+# in its third retraining. This stands where no digest of code looks, so that nothing finished runs again.
 STOPPABLE = """
 
-_write = ResumableMatrix.write
-_writes = []
+_start = start
 
 
-def _write_and_stop(self, *arguments):
+def start(job):
+    _start(job)
+    if "/compute_pairwise_scores/" in job.log[0]:
+        _make_the_pass_stoppable()
+    if "/retrain/" in job.log[0]:
+        _make_retraining_killable()
+
+
+def _make_the_pass_stoppable():
     import signal
-    import time
 
-    _write(self, *arguments)
-    _writes.append(self.path.name)
-    if _writes.count("multistage-ekfac.h5") == 3:
-        if "KILLED" in os.environ:
+    from forebear.artifacts.growing import ResumableMatrix
+    from forebear.scores import pairwise
+
+    pairwise.FLUSH_SECONDS = -1.0
+    write, writes = ResumableMatrix.write, []
+
+    def write_and_stop(self, *arguments):
+        write(self, *arguments)
+        writes.append(self.path.name)
+        if writes.count("multistage-ekfac.h5") == 3:
+            if "KILLED" in os.environ:
+                os.kill(os.getpid(), signal.SIGKILL)
+            while os.path.exists(os.environ.get("HELD_BY", "")):
+                time.sleep(0.1)
+
+    ResumableMatrix.write = write_and_stop
+
+
+def _make_retraining_killable():
+    import signal
+
+    from forebear.ground_truth import retrain
+
+    whole, begun = retrain.retrain, []
+
+    def retrain_or_die(*arguments):
+        begun.append(arguments)
+        if "KILLED" in os.environ and len(begun) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        while os.path.exists(os.environ.get("HELD_BY", "")):
-            time.sleep(0.1)
+        return whole(*arguments)
 
-
-ResumableMatrix.write = _write_and_stop
-"""
-
-# In the copy, a test may kill a job in its third retraining.
-KILLABLE = """
-
-import os
-import signal
-
-_retrain = retrain
-_begun = []
-
-
-def retrain(*arguments):
-    _begun.append(arguments)
-    if "KILLED" in os.environ and len(_begun) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return _retrain(*arguments)
+    retrain.retrain = retrain_or_die
 """
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A small study that was run to its evaluation on two cores."""
-    config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
-    study = config["studies"]["tiny"]
-    study.update(estimators=["multistage-ekfac", "gradient-dot", "bm25"], batch_tokens=128)
-    study["ground_truth"] = {"subsets": 3, "repeats": 3, "shards": 2}
-    folder = copy_workflow(tmp_path_factory.mktemp("finished"), config)
-    with (folder / "scripts/forebear/artifacts/growing.py").open("a") as handle:
+def finished(finished_study, tmp_path_factory) -> Path:
+    """The finished study, with jobs that can be stopped."""
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    shutil.copytree(finished_study, folder, copy_function=shutil.copy2)
+    with (folder / "scripts/forebear/runtime/job.py").open("a") as handle:
         handle.write(STOPPABLE)
-    with (folder / "scripts/forebear/ground_truth/retrain.py").open("a") as handle:
-        handle.write(KILLABLE)
-    scoring = folder / "scripts/forebear/scores/pairwise.py"
-    scoring.write_text(scoring.read_text().replace("FLUSH_SECONDS = 20.0", "FLUSH_SECONDS = -1.0"))
-    run = snakemake(folder, "results/tiny/evaluation.csv")
-    assert run.returncode == 0, run.stdout
+    assert "Nothing to be done" in snakemake(folder).stdout
     return folder
 
 
@@ -179,7 +181,7 @@ def test_a_killed_job_loses_only_the_retraining_in_hand(workspace, finished):
     run = snakemake(workspace, shard)
     assert run.returncode == 0, run.stdout
     weights = {path.relative_to(workspace): path for path in truth.rglob("model.safetensors")}
-    assert len(weights) == 6
+    assert len(weights) == 8  # of the seven retrainings, this shard has four
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     for name, path in weights.items():
         assert path.read_bytes() == (finished / name).read_bytes()
@@ -220,12 +222,12 @@ def test_one_worker_or_two_give_the_same_bits(workspace, finished):
     shutil.rmtree(workspace / "results")
     config = (workspace / "config.yaml").read_text()
     (workspace / "config.yaml").write_text(config.replace("shards: 2", "shards: 1"))
-    run = snakemake(workspace, "results/tiny/evaluation.csv", "--cores", "1")
+    estimators, bank = ("multistage-ekfac", "gradient-dot", "bm25"), "results/tiny/ground_truth/bank.h5"
+    scores = [f"results/tiny/scores/pretraining/{estimator}.h5" for estimator in estimators]
+    run = snakemake(workspace, *scores, bank, "--cores", "1")
     assert run.returncode == 0, run.stdout
-    for estimator in ("multistage-ekfac", "gradient-dot", "bm25"):
-        path = f"results/tiny/scores/pretraining/{estimator}.h5"
+    for path in scores:
         assert np.array_equal(matrix(workspace, path), matrix(finished, path))
-    bank = "results/tiny/ground_truth/bank.h5"
     with h5py.File(workspace / bank) as one, h5py.File(finished / bank) as two:
         assert np.array_equal(one["measurements"][()], two["measurements"][()])
 

@@ -7,20 +7,25 @@ inputs and params, so that a run takes seconds and every file can be compared by
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
 import yaml
 
 from copies import ROOT, copy_workflow, snakemake
+from forebear.artifacts.versions import library_versions
 from forebear.errors import ForebearError
 from forebear.runtime.receipts import joined_makings, receipt_path, write_receipts
 from forebear.workflow.recipes import Contents, recipe_digest
+from plans import made_files
 
 STAND_IN = """
 from forebear.runtime.job import start
@@ -34,22 +39,21 @@ import signal
 import time
 from pathlib import Path
 
-failing, _, how = os.environ.get("FAILING", "").partition(":")
-mine = failing == "__NAME__"
+how = json.loads(os.environ.get("FAILING", "{}")).get("__NAME__")
 params = {key: value for key, value in snakemake.params.items() if key != "recipe"}
 made = hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode())
 for file in snakemake.input:
     made.update(Path(file).read_bytes())
 for k, output in enumerate(snakemake.output):
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    if mine and how == "killed":
+    if how == "killed":
         Path(output).write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
-    if mine and how == "exception":
+    if how == "exception":
         raise RuntimeError("on purpose")
-    if mine and how == "disk":
+    if how == "disk":
         raise OSError(28, "No space left on device", output)
-    if mine and how == "held":
+    if how == "held":
         Path("held").touch()
         time.sleep(60)
     Path(output).write_text(f"{k} {made.hexdigest()}")
@@ -117,57 +121,60 @@ def other_seed(folder: Path) -> int:
     return seed
 
 
-RULES = [
-    "prepare_data", "train_stage", "answer_queries", "fit_covariances", "compute_eigenbasis", "fit_eigenvalues",
-    "compute_query_gradients", "precondition_queries", "solve_queries", "compute_pairwise_scores",
-    "compute_self_influence", "normalise_scores", "compute_baseline_scores", "draw_subsets", "retrain",
-    "measure_retrainings", "compute_trak_features", "compute_trak_scores", "compute_ensemble_scores", "evaluate",
-    "compute_damping_sweep", "list_proponents", "render_pages", "measure_costs", "plot_spearman", "plot_damping",
-    "plot_costs", "publish_figure", "gather_provenance",
-]  # fmt: skip
-
-
-FIGURE = "results/figures/spearman.png"
-BESIDE_THE_FIGURE = {
-    *("compute_damping_sweep", "list_proponents", "render_pages", "measure_costs", "plot_damping", "plot_costs"),
-    *("publish_figure", "gather_provenance"),
-}
-
-
 @pytest.fixture(scope="module")
 def twin(folder, tmp_path_factory) -> Path:
     """A copy of the study in which no job fails."""
     return shutil.copytree(folder, tmp_path_factory.mktemp("twin") / "study", copy_function=shutil.copy2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rule", "how"), [(r, ("killed", "exception", "disk")[k % 3]) for k, r in enumerate(RULES)])
-def test_an_edit_is_not_forgotten_where_a_job_fails(folder, twin, rule: str, how: str):
-    """The edit reaches the failing rule and what follows from it, and nothing before it."""
-    for study in (folder, twin):
-        with (study / f"scripts/{rule}.py").open("a") as script:
-            script.write("\nEDITED = True\n")
-    targets = [] if rule in BESIDE_THE_FIGURE else [FIGURE]
-    run = snakemake(folder, *targets, FAILING=f"{rule}:{how}")
-    assert run.returncode == 1, run.stdout
-    for study in (folder, twin):
-        run = snakemake(study, *targets)
-        assert run.returncode == 0, run.stdout
-        assert "Nothing to be done" not in run.stdout
-    assert (folder / FIGURE).read_bytes() == (twin / FIGURE).read_bytes()
-    for study in (folder, twin) if targets else ():
-        assert snakemake(study).returncode == 0
-    assert made(folder) == made(twin)
+@pytest.fixture(scope="module")
+def independent(folder, tmp_path_factory) -> list[list[str]]:
+    """The scripts of the study in groups, in none of which one follows from another."""
+    copy = copy_workflow(tmp_path_factory.mktemp("graph") / "study", config(0))
+    files = made_files(copy, list(made(folder)))
+
+    @cache
+    def above(path: str) -> frozenset[str]:
+        inputs = [name for name in files[path].inputs if name in files]
+        return frozenset({files[name].script for name in inputs}.union(*map(above, inputs)))
+
+    before = {made.script: set() for made in files.values()}
+    for path, made_file in files.items():
+        before[made_file.script] |= above(path)
+    groups: list[list[str]] = []
+    for script in sorted(before, key=lambda name: (len(before[name]), name)):
+        free = (g for g in groups if not any(script in before[other] or other in before[script] for other in g))
+        group = next(free, None)
+        groups.append([script]) if group is None else group.append(script)
+    assert len(before) > 28
+    return groups
 
 
-@pytest.mark.slow
+def test_an_edit_is_not_forgotten_where_a_job_fails(folder, twin, independent):
+    """Edits reach the failing rules and what follows from them, and nothing before them."""
+    for group in independent:
+        for study, script in product((folder, twin), group):
+            with (study / f"scripts/{script}.py").open("a") as code:
+                code.write("\nEDITED = True\n")
+        failing = dict(zip(group, cycle(("killed", "exception", "disk")), strict=False))
+        run = snakemake(folder, "--keep-going", FAILING=json.dumps(failing))
+        assert run.returncode == 1, run.stdout
+        ended = {re.sub(r"_\w+_at_\w+$", "", rule) for rule in re.findall(r"^Error in rule (\w+)", run.stdout, re.M)}
+        assert ended == set(group), run.stdout
+        for study in (folder, twin):
+            run = snakemake(study)
+            assert run.returncode == 0, run.stdout
+            assert "Nothing to be done" not in run.stdout
+        assert made(folder) == made(twin), group
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, number):
     seed = other_seed(folder)
     process = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--cores", "2"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder / "scripts"), "FAILING": "fit_covariances:held"},
+        env={**os.environ, "PYTHONPATH": str(folder / "scripts"), "FAILING": json.dumps({"fit_covariances": "held"})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -186,7 +193,6 @@ def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, 
     assert made(folder) == undisturbed[seed]
 
 
-@pytest.mark.slow
 def test_an_edit_is_noticed_without_snakemakes_records(folder, undisturbed):
     shutil.rmtree(folder / ".snakemake")
     assert "Nothing to be done" in snakemake(folder).stdout
@@ -203,7 +209,6 @@ def test_an_edit_is_noticed_without_snakemakes_records(folder, undisturbed):
     assert made(folder) == undisturbed[seed]
 
 
-@pytest.mark.slow
 def test_scripts_with_another_time_and_the_same_content_run_nothing(folder):
     for file in (folder / "scripts").rglob("*"):
         file.touch()
@@ -212,16 +217,21 @@ def test_scripts_with_another_time_and_the_same_content_run_nothing(folder):
     assert "Nothing to be done" in snakemake(folder).stdout
 
 
-def test_a_recipe_depends_on_all_that_it_is_made_of(monkeypatch):
-    recipe = recipe_digest({"damping": 0.1}, ["a", "b"])
-    assert recipe == recipe_digest({"damping": 0.1}, ["a", "b"])
-    assert recipe != recipe_digest({"damping": 0.2}, ["a", "b"])
-    assert recipe != recipe_digest({"damping": 0.1}, ["b", "a"])
+def test_a_recipe_depends_on_all_that_it_is_made_of():
+    recipe = recipe_digest({"damping": 0.1}, ["a", "b"], {"torch": "2.9"})
+    assert recipe == recipe_digest({"damping": 0.1}, ["a", "b"], {"torch": "2.9"})
+    assert recipe != recipe_digest({"damping": 0.2}, ["a", "b"], {"torch": "2.9"})
+    assert recipe != recipe_digest({"damping": 0.1}, ["b", "a"], {"torch": "2.9"})
+    assert recipe != recipe_digest({"damping": 0.1}, ["a", "b"], {"torch": "2.10"})
+
+
+def test_versions_of_libraries_count_without_bug_fixes(monkeypatch):
     monkeypatch.setattr("forebear.artifacts.versions.version", lambda name: "9.9.1")
-    other = recipe_digest({"damping": 0.1}, ["a", "b"])
-    assert other != recipe
+    first = library_versions()
     monkeypatch.setattr("forebear.artifacts.versions.version", lambda name: "9.9.2")
-    assert recipe_digest({"damping": 0.1}, ["a", "b"]) == other
+    assert library_versions() == first
+    monkeypatch.setattr("forebear.artifacts.versions.version", lambda name: "9.10.1")
+    assert library_versions() != first
 
 
 def test_content_counts_and_not_time(tmp_path):
@@ -272,7 +282,6 @@ def test_files_of_two_makings_are_refused_together(tmp_path, monkeypatch):
     assert json.loads(receipt_path(answers).read_text())["versions"]["torch"]
 
 
-@pytest.mark.slow
 def test_the_workflow_runs_its_own_engine(folder, tmp_path):
     """Another clone's engine is installed, and comes first on the path."""
     other = shutil.copytree(ROOT / "scripts/forebear", tmp_path / "installed/forebear")
@@ -300,7 +309,6 @@ def own_files(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["questions.jsonl", "documents/inner/one.jsonl"])
 def test_other_content_with_an_older_time_is_noticed(own_files, name: str):
     file = own_files / name
@@ -316,7 +324,6 @@ def test_other_content_with_an_older_time_is_noticed(own_files, name: str):
     assert "Nothing to be done" in snakemake(own_files).stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["questions.jsonl", "documents"])
 def test_a_file_that_is_away_for_one_command_costs_nothing(own_files, tmp_path, name: str):
     before = made(own_files)
@@ -331,7 +338,6 @@ def test_a_file_that_is_away_for_one_command_costs_nothing(own_files, tmp_path, 
     assert made(own_files) == before
 
 
-@pytest.mark.slow
 def test_the_config_is_shown_as_it_counts(folder, tmp_path):
     """Sections of one study from two files, and defaults."""
     copy = shutil.copytree(folder, tmp_path / "study", copy_function=shutil.copy2)

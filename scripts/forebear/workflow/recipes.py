@@ -12,18 +12,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from forebear.artifacts.digests import file_digest
-from forebear.artifacts.versions import library_versions
 from forebear.runtime.atomic import atomic_path
 
 
-def recipe_digest(own: Mapping, inputs: Iterable[str]) -> str:
+def recipe_digest(own: Mapping, inputs: Iterable[str], versions: Mapping[str, str]) -> str:
     """The recipe of a job's files.
 
     Args:
         own: the job's params.
         inputs: of every input file its recipe or, for one that nobody makes, the digest of its content.
+        versions: of the libraries that make numbers.
     """
-    content = json.dumps([own, list(inputs), library_versions()], sort_keys=True, default=str)
+    content = json.dumps([own, list(inputs), versions], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

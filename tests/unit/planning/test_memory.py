@@ -11,7 +11,7 @@ import yaml
 from transformers import GPTNeoXConfig
 
 from conftest import random_examples
-from copies import ROOT, copy_workflow
+from copies import ROOT, copy_workflow, snakemake
 from forebear.config.reading import parse_config
 from forebear.data.batches import collate
 from forebear.data.records import write_records
@@ -34,7 +34,7 @@ from forebear.queries.gradients import query_gradients
 from forebear.scores.pairwise import Request, pairwise_scores
 from forebear.scores.self_influence import self_influence
 from forebear.workflow.dry_run import expected_plan
-from plans import Planner
+from plans import planned_rules
 
 
 @pytest.fixture(scope="module")
@@ -496,9 +496,7 @@ def test_a_published_models_shape_is_known_once_its_config_is_there(tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_tells_memory_and_passes(tmp_path):
-    planner = Planner()
-    output = planner.run(copy_workflow(tmp_path, yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())), "--dry-run")
-    planner.close()
+    output = snakemake(copy_workflow(tmp_path), "--dry-run").stdout
     for job in (
         "covariances of pretraining",
         "eigenvalues of finetuning",
@@ -513,12 +511,9 @@ def test_a_dry_run_tells_memory_and_passes(tmp_path):
 def test_a_dry_run_tells_of_compressed_queries_and_of_documents_that_are_scored_again(tmp_path, shards):
     config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
     config["studies"]["tiny"].update(shards=shards, compression={"rank": 2}, estimators=["multistage-relatif", "trak"])
-    planner = Planner()
     folder = copy_workflow(tmp_path, config)
-    output, rules = planner.run(folder, "--dry-run"), planner.rules(folder)
-    planner.close()
-    at = "tiny_pretraining_at_pretraining"
-    assert {"compress_queries", f"compute_pairwise_scores_{at}", f"rescore_documents_{at}", "normalise_scores"} <= rules
+    output, rules = snakemake(folder, "--dry-run").stdout, planned_rules(folder)
+    assert {"compress_queries", "compute_pairwise_scores", "rescore_documents", "normalise_scores"} <= rules
     assert ("gather_compressed_scores" in rules) == (shards > 1)
     assert "gather_scores" not in rules
     assert re.search(r"outermost documents .* again, with whole queries \[.*; about 0\.\d GB, \d+\.\d passes\]", output)
