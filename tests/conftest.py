@@ -10,12 +10,14 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from copies import copy_workflow, smoke_config, snakemake
 from forebear.data.sequences import Example
 from forebear.gradients.blocks import Block
 
 torch.set_num_threads(1)
+disable_progress_bar()  # a bar for every model that is loaded would hide what a failed test printed
 
 VOCABULARY = 13
 SECRET = "hf_a_token_of_the_environment"  # that the finished study was run with
