@@ -49,17 +49,17 @@ def made_files(folder: Path, targets: list[str]) -> dict[str, Made]:
     run = snakemake(folder, "--list-rules")
     assert run.returncode == 0, run.stdout
     told = json.loads((folder / "told.json").read_text())
-    return {path: Made(**{**made, "rule": _script_of(made["rule"])}) for path, made in told.items()}
+    return {path: Made(**{**made, "rule": script_of(made["rule"])}) for path, made in told.items()}
 
 
 def planned_rules(folder: Path, *arguments: str) -> set[str]:
     """The rules that Snakemake would run."""
     output = snakemake(folder, "--dry-run", *arguments).stdout
     assert re.search("^Job stats:|^Nothing to be done", output, re.M), output
-    return {_script_of(rule) for rule in re.findall(r"^(\w+) +\d+$", output, re.M)} - {"all", "total"}
+    return {script_of(rule) for rule in re.findall(r"^(\w+) +\d+$", output, re.M)} - {"all", "total"}
 
 
-def _script_of(rule: str) -> str:
+def script_of(rule: str) -> str:
     return LOOPED.sub(r"\1", rule)
 
 

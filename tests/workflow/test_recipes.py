@@ -25,7 +25,7 @@ from forebear.artifacts.versions import library_versions
 from forebear.errors import ForebearError
 from forebear.runtime.receipts import joined_makings, receipt_path, write_receipts
 from forebear.workflow.recipes import Contents, recipe_digest
-from plans import made_files
+from plans import made_files, script_of
 
 STAND_IN = """
 from forebear.runtime.job import start
@@ -159,7 +159,7 @@ def test_an_edit_is_not_forgotten_where_a_job_fails(folder, twin, independent):
         failing = dict(zip(group, cycle(("killed", "exception", "disk")), strict=False))
         run = snakemake(folder, "--keep-going", FAILING=json.dumps(failing))
         assert run.returncode == 1, run.stdout
-        ended = {re.sub(r"_\w+_at_\w+$", "", rule) for rule in re.findall(r"^Error in rule (\w+)", run.stdout, re.M)}
+        ended = {script_of(rule) for rule in re.findall(r"^Error in rule (\w+)", run.stdout, re.M)}
         assert ended == set(group), run.stdout
         for study in (folder, twin):
             run = snakemake(study)
