@@ -45,9 +45,8 @@ def recipe_of_job(maker, wildcards):
         if name not in ("recipe", "results")
     }
     files, *_ = maker.expand_input(dict(wildcards))
-    return recipe_digest(
-        {**own, "wildcards": wildcards}, [recipe_of(str(file)) for file in files], VERSIONS
-    )
+    recipes = [recipe_of(str(file)) for file in files]
+    return recipe_digest({**own, "wildcards": wildcards}, recipes, VERSIONS)
 
 
 def name_recipe(maker):

@@ -1,19 +1,53 @@
-"""Tiny float64 language models and random sequences that all tests share."""
+"""What tests share: tiny float64 language models, random sequences, a finished study, and which tests are slow."""
 
 import copy
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
+from copies import copy_workflow, smoke_config, snakemake
 from forebear.data.sequences import Example
 from forebear.gradients.blocks import Block
 
 torch.set_num_threads(1)
+disable_progress_bar()  # a bar for every model that is loaded would hide what a failed test printed
 
 VOCABULARY = 13
+SECRET = "hf_a_token_of_the_environment"  # that the finished study was run with
+SLOW_FOLDERS = {"workflow", "cluster"}
+MIXED = {"test_more_queries.py", "test_shards.py"}  # their slow tests are marked one by one
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of some folders are slow."""
+    for item in items:
+        if item.path.parent.name in SLOW_FOLDERS and item.path.name not in MIXED:
+            item.add_marker("slow")
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory) -> Path:
+    """The smallest study with a job of every kind, which is run once, also where processes share the tests.
+
+    Tests that change something in it work on a copy.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "finished.lock"):
+        if not (folder / "finished").exists():
+            run = snakemake(copy_workflow(folder / "running", smoke_config()), HF_TOKEN=SECRET)
+            assert run.returncode == 0, run.stdout
+            (folder / "running").rename(folder / "finished")
+    return folder / "finished"
 
 
 def tiny_model(seed: int, layers: int = 2, attention_bias: bool = True) -> GPTNeoXForCausalLM:

@@ -1,71 +1,73 @@
-"""Snakemake's plans, quickly, in copies of the workflow that only seem to have been run."""
+"""What would run: as Snakemake plans it, and as recipes and the graph of files say it, in copies that were never run."""
 
-import contextlib
-import multiprocessing
-import os
+import json
 import re
-import sys
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-PRELOADED = [
-    "snakemake.cli",
-    "snakemake.workflow",
-    "snakemake.dag",
-    "pandas",
-    "pydantic",
-    "transformers.models.gpt_neox.modeling_gpt_neox",
-]
+from copies import snakemake
+
+# At the end of a copy's Snakefile: all files that lead to the targets, with the workflow's own functions.
+TELL = """
+import json
+
+told, waiting = {}, json.loads(Path("targets.json").read_text())
+while waiting:
+    path = waiting.pop()
+    maker = maker_of(path)
+    if maker and path not in told:
+        files, *_ = maker.expand_input(dict(maker.get_wildcards(path)))
+        inputs = [str(file) for file in files]
+        script = Path(maker.script).stem
+        told[path] = {"rule": maker.name, "recipe": recipe_of(path), "inputs": inputs, "script": script}
+        told[path]["engine"] = maker.params.get("engine")
+        waiting += inputs
+Path("told.json").write_text(json.dumps(told))
+"""
 
 
-class Planner:
-    """Runs Snakemake in forks of a process that has imported it already: a dry run takes a second."""
+@dataclass(frozen=True)
+class Made:
+    """A file of the workflow."""
 
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        self._pool = ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
-
-    def run(self, folder: Path, *arguments: str) -> str:
-        """What `snakemake --cores 1` with these arguments prints."""
-        return self._pool.submit(_run, str(folder), arguments).result()
-
-    def rules(self, folder: Path, *arguments: str) -> set[str]:
-        """The rules that would run."""
-        return planned_rules(self.run(folder, "--dry-run", *arguments))
-
-    def close(self) -> None:
-        self._pool.shutdown()
+    rule: str
+    recipe: str  # of config keys, code and data that it depends on
+    inputs: list[str]
+    script: str
+    engine: str  # digest of the code
 
 
-def planned_rules(output: str) -> set[str]:
+def made_files(folder: Path, targets: list[str]) -> dict[str, Made]:
+    """Path → how it is made, of all files that lead to the targets."""
+    snakefile = folder / "Snakefile"
+    if TELL not in snakefile.read_text():
+        snakefile.write_text(snakefile.read_text() + TELL)
+    (folder / "targets.json").write_text(json.dumps(targets))
+    run = snakemake(folder, "--list-rules")
+    assert run.returncode == 0, run.stdout
+    told = json.loads((folder / "told.json").read_text())
+    return {path: Made(**made) for path, made in told.items()}
+
+
+def planned_rules(folder: Path, *arguments: str) -> set[str]:
+    """The rules that Snakemake would run."""
+    return rules_in(snakemake(folder, "--dry-run", *arguments).stdout)
+
+
+def rules_in(output: str) -> set[str]:
     """The rules that would run, of what a dry run printed."""
     assert re.search("^Job stats:|^Nothing to be done", output, re.M), output
     return set(re.findall(r"^(\w+) +\d+$", output, re.M)) - {"all", "total"}
 
 
-def _run(folder: str, arguments: tuple[str, ...]) -> str:
-    output = Path(folder) / "planner.log"
-    with output.open("w") as handle, contextlib.suppress(SystemExit):
-        os.dup2(handle.fileno(), 1)
-        os.dup2(handle.fileno(), 2)
-        os.chdir(folder)
-        os.environ["PYTHONPATH"] = f"{folder}/scripts"
-        sys.path.insert(0, f"{folder}/scripts")
-        from snakemake.cli import main
-
-        main(["--cores", "1", *arguments])
-    return output.read_text()
-
-
-def pretend_finished(folder: Path, planner: Planner, *targets: str) -> Path:
-    """Make Snakemake believe that everything was run: empty outputs without receipts, with its own records of code and params."""
-    summary = planner.run(folder, "--summary", *targets)
+def pretend_finished(folder: Path, *targets: str) -> Path:
+    """Make Snakemake believe that everything was run: empty outputs, with its own records of code and params."""
+    summary = snakemake(folder, "--summary", *targets).stdout
     for line in summary.splitlines():
         if line.startswith("results/") and "/.recipes/" not in line:
             path = folder / line.split("\t")[0]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    output = planner.run(folder, "--touch", "--forceall", *targets)
-    assert planner.rules(folder, *targets) == set(), output
+    run = snakemake(folder, "--touch", "--forceall", *targets)
+    assert planned_rules(folder, *targets) == set(), run.stdout
     return folder

@@ -79,6 +79,14 @@ def test_no_modules_import_each_other():
     assert not left
 
 
+def test_packages_have_no_code_of_their_own():
+    """A digest of code does not see them, and importing a room costs nothing."""
+    for path in ENGINE.rglob("__init__.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree)
+        assert [ast.unparse(node) for node in tree.body[1:] if "__version__" not in ast.unparse(node)] == [], path
+
+
 def test_rules_import_only_what_is_for_them():
     for path in (ROOT / "rules").glob("*.smk"):
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]

@@ -25,7 +25,6 @@ echo 7.server
 """
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("snakemake_executor_plugin_cluster_generic") is None,
         reason='no executor plugin for submit commands: pip install -e ".[cluster]"',

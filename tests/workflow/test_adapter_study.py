@@ -62,7 +62,6 @@ def test_the_config_has_at_most_twenty_lines():
     assert len(CONFIG.splitlines()) <= 20
 
 
-@pytest.mark.slow
 def test_two_folders_and_three_files_become_a_table(clone):
     planned = snakemake(clone, TABLE, "--dry-run")
     assert planned.returncode == 0, planned.stdout
@@ -91,7 +90,6 @@ def test_two_folders_and_three_files_become_a_table(clone):
     assert [answer["loss"] for answer in answers] == pytest.approx(losses, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_an_adapter_on_the_hub_and_its_base_beside_it(clone, tmp_path):
     base, adapter = clone / "my/base", clone / "my/adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -112,7 +110,6 @@ def test_an_adapter_on_the_hub_and_its_base_beside_it(clone, tmp_path):
         refused(snakemake(clone, merged, **environment), "was trained on org/chat, and the stage before is org/base;")
 
 
-@pytest.mark.slow
 def test_what_cannot_be_a_chain_is_refused_when_it_is_fetched(clone):
     changed(clone, **{"stages.0.checkpoint": "my/adapter"})
     planned = snakemake(clone, TABLE, "--dry-run")
@@ -128,7 +125,6 @@ def test_what_cannot_be_a_chain_is_refused_when_it_is_fetched(clone):
     assert not (clone / "results/mine/queries").exists()
 
 
-@pytest.mark.slow
 def test_a_model_of_which_little_is_tracked_is_a_warning_everywhere(clone):
     """Its layers have a large parameter that is no linear map."""
     own = own_code_checkpoint(clone / "my/own")

@@ -4,11 +4,7 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 from copies import ROOT
-
-pytestmark = pytest.mark.slow
 
 SIZES = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32, "vocabulary": 50, "queries": 2}
 RUN = {"documents": 6, "length": 12, "batch-tokens": 48, "repeats": 1, "threads": 1}

@@ -16,8 +16,6 @@ FACTORS = "results/tiny/factors/pretraining/eigenvalues.h5"  # of the covariance
 MODEL = "results/tiny/models/pretraining"
 CACHED = ("train_stage", "fit_covariances", "compute_eigenbasis", "fit_eigenvalues")
 
-pytestmark = pytest.mark.slow
-
 
 def run_cached(folder: Path, *targets: str) -> None:
     cache = folder.parent / "cache"

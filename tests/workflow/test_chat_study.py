@@ -12,8 +12,6 @@ import templates
 from copies import copy_workflow, snakemake
 from sentencepieces import CAPITALS, SENTENCES, llama_tokenizer, sentencepiece_model
 
-pytestmark = pytest.mark.slow
-
 CONFIG = """\
 study: chat
 studies:

@@ -4,12 +4,9 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import yaml
 
 from copies import ROOT, copy_workflow, snakemake
-
-pytestmark = pytest.mark.slow
 
 MODEL = {
     "model_type": "gpt_neox",

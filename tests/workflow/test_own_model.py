@@ -35,7 +35,6 @@ def test_the_config_has_at_most_twenty_lines():
     assert COMMAND[-2:] == ["--configfile", "mine.yaml"]
 
 
-@pytest.mark.slow
 def test_its_models_are_fetched_and_all_else_is_planned(clone, tmp_path):
     study = yaml.safe_load(CONFIG)["studies"]["mine"]
     first = study["stages"][0]["checkpoint"]
@@ -55,7 +54,6 @@ def test_its_models_are_fetched_and_all_else_is_planned(clone, tmp_path):
     assert "mine: score the documents of pretraining at the pretraining model" in planned.stdout
 
 
-@pytest.mark.slow
 def test_a_model_with_code_of_its_own_is_refused_or_used_as_the_key_says(clone):
     study = yaml.safe_load(CONFIG)["studies"]["mine"]
     first, second = study["stages"]

@@ -15,8 +15,6 @@ from copies import ROOT
 from loopback_hub import Hub, serving
 from published import published_data, published_models
 
-pytestmark = pytest.mark.slow
-
 
 def snakemake(folder: Path, study: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run a study as it is published, but without GPUs, in `folder`."""

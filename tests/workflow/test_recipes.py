@@ -7,6 +7,7 @@ inputs and params, so that a run takes seconds and every file can be compared by
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,7 @@ from forebear.errors import ForebearError
 from forebear.runtime.receipts import joined_makings, receipt_path, write_receipts
 from forebear.runtime.versions import minor_versions
 from forebear.workflow.recipes import Contents, recipe_digest
-from plans import planned_rules
+from plans import Made, made_files, rules_in
 
 STAND_IN = """
 from forebear.runtime.job import start
@@ -40,24 +43,23 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-failing, _, how = os.environ.get("FAILING", "").partition(":")
-mine = failing == "__NAME__"
+how = json.loads(os.environ.get("FAILING", "{}")).get("__NAME__")
 params = {key: value for key, value in snakemake.params.items() if key != "recipe"}
 made = hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode())
 for file in snakemake.input:
     made.update(Path(file).read_bytes())
 for k, output in enumerate(snakemake.output):
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    if mine and how == "killed":
+    if how == "killed":
         Path(output).write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
-    if mine and how == "exception":
+    if how == "exception":
         raise RuntimeError("on purpose")
-    if mine and how == "disk":
+    if how == "disk":
         with open("results/filler", "wb", buffering=0) as filler, suppress(OSError):
             while True:
                 filler.write(bytes(4096))
-    if mine and how == "held":
+    if how == "held":
         Path("held").touch()
         while Path("held").exists():
             time.sleep(0.1)
@@ -128,53 +130,61 @@ def other_seed(folder: Path) -> int:
     return seed
 
 
-RULES = [
-    "prepare_data", "train_stage", "answer_queries", "fit_covariances", "compute_eigenbasis", "fit_eigenvalues",
-    "gather_factors", "compute_query_gradients", "precondition_queries", "solve_queries", "compute_pairwise_scores",
-    "gather_scores", "compute_self_influence", "normalise_scores", "compute_baseline_scores", "draw_subsets", "retrain",
-    "measure_retrainings", "compute_trak_features", "compute_trak_scores", "compute_ensemble_scores", "evaluate",
-    "compute_damping_sweep", "list_proponents", "render_pages", "measure_costs", "plot_spearman", "plot_damping",
-    "plot_costs", "publish_figure", "gather_provenance",
-]  # fmt: skip
-
-
-FIGURE = "results/figures/spearman.png"
-BESIDE_THE_FIGURE = {
-    *("compute_damping_sweep", "list_proponents", "render_pages", "measure_costs", "plot_damping", "plot_costs"),
-    *("publish_figure", "gather_provenance"),
-}
-
-
 @pytest.fixture(scope="module")
 def twin(folder, tmp_path_factory) -> Path:
     """A copy of the study in which no job fails."""
     return shutil.copytree(folder, tmp_path_factory.mktemp("twin") / "study", copy_function=shutil.copy2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rule", "how"), [(r, ("killed", "exception", "disk")[k % 3]) for k, r in enumerate(RULES)])
-def test_an_edit_is_not_forgotten_where_a_job_fails(folder, twin, rule: str, how: str):
-    """The edit reaches the failing rule and what follows from it, and nothing before it."""
-    if how == "disk" and not (folder / "results").is_mount():
-        pytest.skip("this user may not mount a file system, to fill it up")
-    for study in (folder, twin):
-        with (study / f"scripts/{rule}.py").open("a") as script:
-            script.write("\nEDITED = True\n")
-    targets = [] if rule in BESIDE_THE_FIGURE else [FIGURE]
-    run = snakemake(folder, *targets, FAILING=f"{rule}:{how}")
-    (folder / "results/filler").unlink(missing_ok=True)
-    assert run.returncode == 1, run.stdout
-    for study in (folder, twin):
-        run = snakemake(study, *targets)
-        assert run.returncode == 0, run.stdout
-        assert "Nothing to be done" not in run.stdout
-    assert (folder / FIGURE).read_bytes() == (twin / FIGURE).read_bytes()
-    for study in (folder, twin) if targets else ():
-        assert snakemake(study).returncode == 0
-    assert made(folder) == made(twin)
+@pytest.fixture(scope="module")
+def files(folder, tmp_path_factory) -> dict[str, Made]:
+    """Path → how it is made, of the whole study."""
+    copy = copy_workflow(tmp_path_factory.mktemp("graph") / "study", config(0))
+    return made_files(copy, list(made(folder)))
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def independent(files) -> list[list[str]]:
+    """The scripts of the study in groups, in none of which one follows from another."""
+
+    @cache
+    def above(path: str) -> frozenset[str]:
+        inputs = [name for name in files[path].inputs if name in files]
+        return frozenset({files[name].script for name in inputs}.union(*map(above, inputs)))
+
+    before = {made.script: set() for made in files.values()}
+    for path, made_file in files.items():
+        before[made_file.script] |= above(path)
+    groups: list[list[str]] = []
+    for script in sorted(before, key=lambda name: (len(before[name]), name)):
+        free = (g for g in groups if not any(script in before[other] or other in before[script] for other in g))
+        group = next(free, None)
+        groups.append([script]) if group is None else group.append(script)
+    assert len(before) > 28
+    return groups
+
+
+def test_an_edit_is_not_forgotten_where_a_job_fails(folder, twin, files, independent):
+    """Edits reach the failing rules and what follows from them, and nothing before them."""
+    scripts = {file.rule: file.script for file in files.values()}
+    hows = ("killed", "exception", "disk" if (folder / "results").is_mount() else "exception")
+    for group in independent:
+        for study, script in product((folder, twin), group):
+            with (study / f"scripts/{script}.py").open("a") as code:
+                code.write("\nEDITED = True\n")
+        failing = dict(zip(group, cycle(hows), strict=False))
+        run = snakemake(folder, "--keep-going", FAILING=json.dumps(failing))
+        (folder / "results/filler").unlink(missing_ok=True)
+        assert run.returncode == 1, run.stdout
+        ended = {scripts[rule] for rule in re.findall(r"^Error in rule (\w+)", run.stdout, re.M)}
+        assert ended == set(group), run.stdout
+        for study in (folder, twin):
+            run = snakemake(study)
+            assert run.returncode == 0, run.stdout
+            assert "Nothing to be done" not in run.stdout
+        assert made(folder) == made(twin), group
+
+
 @pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["with_its_jobs", "alone"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, number, send):
@@ -184,7 +194,7 @@ def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, 
     process = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--cores", "2"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder / "scripts"), "FAILING": "fit_covariances:held"},
+        env={**os.environ, "PYTHONPATH": str(folder / "scripts"), "FAILING": json.dumps({"fit_covariances": "held"})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -212,13 +222,12 @@ def test_an_edit_is_not_forgotten_where_snakemake_is_ended(folder, undisturbed, 
         process.wait()
 
 
-@pytest.mark.slow
 def test_an_edit_is_noticed_without_snakemakes_records(folder, undisturbed):
     shutil.rmtree(folder / ".snakemake")
     assert "Nothing to be done" in snakemake(folder).stdout
     seed = other_seed(folder)
     shutil.rmtree(folder / ".snakemake")
-    assert "train_stage" in planned_rules(snakemake(folder, "--dry-run").stdout)
+    assert "train_stage" in rules_in(snakemake(folder, "--dry-run").stdout)
     back = other_seed(folder)  # times of files are given back with their recipe
     assert "Nothing to be done" in snakemake(folder).stdout
     assert made(folder) == undisturbed[back]
@@ -231,7 +240,6 @@ def test_an_edit_is_noticed_without_snakemakes_records(folder, undisturbed):
 CACHED = "results/tiny/factors/pretraining/eigenvalues.h5"
 
 
-@pytest.mark.slow
 def test_an_edit_is_noticed_of_what_snakemakes_cache_gave_back(folder, tmp_path):
     """Without Snakemake's records, in a clone for which another one has filled the cache.
 
@@ -264,8 +272,8 @@ def test_an_edit_is_noticed_of_what_snakemakes_cache_gave_back(folder, tmp_path)
     entries = {entry: entry.lstat().st_mtime_ns for entry in cache.iterdir()}
     assert "Nothing to be done" in run(clone)
     set_label_samples(clone, 1)
-    factors = {"fit_covariances", "compute_eigenbasis", "fit_eigenvalues"}
-    assert planned_rules(run(clone, "--dry-run")) == factors
+    factors = {"fit_covariances", "compute_eigenbasis", "fit_eigenvalues", "gather_factors"}
+    assert rules_in(run(clone, "--dry-run")) == factors
     set_label_samples(clone, 2)  # times of links are given back with their recipe
     assert "Nothing to be done" in run(clone)
     set_label_samples(clone, 1)
@@ -276,10 +284,9 @@ def test_an_edit_is_noticed_of_what_snakemakes_cache_gave_back(folder, tmp_path)
     receipt = clone / receipt_path(CACHED, "results")
     receipt.unlink()
     receipt.write_text("")
-    assert planned_rules(run(clone, "--dry-run")) == {"fit_eigenvalues"}
+    assert rules_in(run(clone, "--dry-run")) == {"fit_eigenvalues"}
 
 
-@pytest.mark.slow
 def test_scripts_with_another_time_and_the_same_content_run_nothing(folder):
     for file in (folder / "scripts").rglob("*"):
         file.touch()
@@ -355,7 +362,6 @@ def test_files_of_two_makings_are_refused_together(tmp_path, monkeypatch, result
     assert json.loads(receipt_path(answers, results).read_text())["versions"]["torch"]
 
 
-@pytest.mark.slow
 def test_the_workflow_runs_its_own_engine(folder, tmp_path):
     """Another clone's engine is installed, and comes first on the path."""
     other = shutil.copytree(ROOT / "scripts/forebear", tmp_path / "installed/forebear")
@@ -383,21 +389,19 @@ def own_files(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["questions.jsonl", "documents/inner/one.jsonl"])
 def test_other_content_with_an_older_time_is_noticed(own_files, name: str):
     file = own_files / name
     before = file.stat()
     file.write_text(file.read_text().replace("a", "c"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns - 10**12))
-    assert {"prepare_data", "evaluate"} <= planned_rules(snakemake(own_files, "--dry-run").stdout)
+    assert {"prepare_data", "evaluate"} <= rules_in(snakemake(own_files, "--dry-run").stdout)
     run = snakemake(own_files)
     assert run.returncode == 0, run.stdout
     file.touch()
     assert "Nothing to be done" in snakemake(own_files).stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["questions.jsonl", "documents"])
 def test_a_file_that_is_away_for_one_command_costs_nothing(own_files, tmp_path, name: str):
     before = made(own_files)
@@ -412,7 +416,6 @@ def test_a_file_that_is_away_for_one_command_costs_nothing(own_files, tmp_path, 
     assert made(own_files) == before
 
 
-@pytest.mark.slow
 def test_the_config_is_shown_as_it_counts(folder, tmp_path):
     """Sections of one study from two files, and defaults."""
     copy = shutil.copytree(folder, tmp_path / "study", copy_function=shutil.copy2)
@@ -425,7 +428,6 @@ def test_the_config_is_shown_as_it_counts(folder, tmp_path):
     assert (shown["top"], shown["max_length"], shown["label_samples"]) == (3, 32, 1)
 
 
-@pytest.mark.slow
 def test_a_config_file_that_stands_alone_has_the_defaults(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "study", copy_function=shutil.copy2)
     shutil.copy(ROOT / "scripts/write_config.py", copy / "scripts")
@@ -440,7 +442,6 @@ def test_a_config_file_that_stands_alone_has_the_defaults(folder, tmp_path):
         assert shown["solvers"]["iterations"] == iterations
 
 
-@pytest.mark.slow
 def test_a_report_of_some_targets_names_them(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "study", copy_function=shutil.copy2)
     shutil.rmtree(copy / "results")

@@ -19,15 +19,20 @@ SILENT = frozenset({"errors", "runtime"})  # rooms that cannot change a result
 
 def engine_digest(script: str | Path) -> str:
     """Digest of a script and of the engine's modules that it imports, directly or through others."""
-    script, modules = Path(script), set[Path]()
-    waiting = set(_imported_modules(script))
+    content = _code(Path(script))
+    content += "".join(f"{module}:{_code(ENGINE / module)}" for module in sorted(engine_modules(script)))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def engine_modules(script: str | Path) -> set[Path]:
+    """The engine's modules whose code the digest of a script covers, relative to ENGINE."""
+    modules, waiting = set[Path](), set(_imported_modules(Path(script)))
     while waiting:
         module = waiting.pop()
         if module not in modules:
             modules.add(module)
             waiting |= _imported_modules(ENGINE / module)
-    content = _code(script) + "".join(f"{module}:{_code(ENGINE / module)}" for module in sorted(modules))
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return modules
 
 
 @cache

@@ -14,7 +14,7 @@ import yaml
 from transformers import GPTNeoXConfig
 
 from conftest import random_examples
-from copies import ROOT, copy_workflow
+from copies import ROOT, copy_workflow, snakemake
 from dense_gradients import sequence_gradients
 from forebear.config.reading import parse_config, read_config
 from forebear.data.batches import collate
@@ -46,7 +46,7 @@ from forebear.runtime.memory import ASKED_MB
 from forebear.scores.pairwise import Request, pairwise_scores
 from forebear.scores.self_influence import self_influence
 from forebear.workflow.dry_run import asked_mb, expected_jobs, expected_plans, number_of_queries, table
-from plans import Planner
+from plans import planned_rules
 
 
 @pytest.fixture(scope="module")
@@ -629,9 +629,7 @@ def test_a_model_that_is_more_than_its_job_asked_for_is_said_before_it_is_loaded
 def test_the_table_has_the_jobs_of_a_dry_run_and_what_they_ask_for(tmp_path, changes):
     config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
     config["studies"]["tiny"].update(changes)
-    planner = Planner()
-    output = planner.run(copy_workflow(tmp_path, config), "--dry-run")
-    planner.close()
+    output = snakemake(copy_workflow(tmp_path, config), "--dry-run").stdout
     study = parse_config(config).studies["tiny"]
     needs = {
         (re.sub(", shard .*", "", title), int(mb))
@@ -648,8 +646,6 @@ def test_the_table_has_the_jobs_of_a_dry_run_and_what_they_ask_for(tmp_path, cha
 def test_a_dry_run_tells_of_compressed_queries_and_of_documents_that_are_scored_again(tmp_path, shards):
     config = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
     config["studies"]["tiny"].update(shards=shards, compression={"rank": 2}, estimators=["multistage-relatif", "trak"])
-    planner = Planner()
-    rules = planner.rules(copy_workflow(tmp_path, config))
-    planner.close()
+    rules = planned_rules(copy_workflow(tmp_path, config))
     assert {"compress_queries", "compute_pairwise_scores", "gather_scores", "rescore_documents"} <= rules
     assert "normalise_scores" in rules
