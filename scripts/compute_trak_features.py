@@ -10,8 +10,7 @@ from forebear.gradients.point import open_point
 from forebear.ground_truth.bank import checked_manifest
 from forebear.ground_truth.files import ensemble_keys
 from forebear.runtime.progress import progress
-from forebear.scores.files import write_members
-from forebear.scores.trak import Member, error_probabilities, projected_gradients
+from forebear.scores.trak import Member, error_probabilities, projected_gradients, write_members
 
 params, files = snakemake.params, snakemake.input
 digest = {"data_digest": collection_digest(files.records)}

@@ -6,8 +6,8 @@ start(snakemake)
 
 from forebear.artifacts.digests import collection_digest, file_digest
 from forebear.data.records import Records
-from forebear.scores.files import read_members, write_scores
-from forebear.scores.trak import ensemble_scores
+from forebear.scores.files import write_scores
+from forebear.scores.trak import ensemble_scores, read_members
 
 params, files = snakemake.params, snakemake.input
 queries = {"query_data_digest": file_digest(files.queries)}

@@ -4,7 +4,7 @@ from forebear.runtime.job import start
 
 start(snakemake)
 
-from forebear.evaluation.damping_sweep import sweep_table
+from forebear.evaluation.damping_table import sweep_table
 from forebear.evaluation.files import read_sweep
 from forebear.figures.damping import plot_damping
 from forebear.figures.style import save_figure

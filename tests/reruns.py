@@ -17,8 +17,8 @@ PAGE = ROOT / "docs/reruns.md"
 ENGINE = ROOT / "scripts/forebear"
 TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())["studies"]["tiny"]
 # One estimator of every kind: in one pass with others, in a pass of its own, made from another,
-# solved for, from retrained models, without gradients.
-ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "multistage-pcg", "singlestage-ekfac", "trak", "bm25"]
+# solved for, from retrained models, from hidden states.
+ESTIMATORS = ["multistage-ekfac", "multistage-relatif", "multistage-pcg", "singlestage-ekfac", "trak", "embedding"]
 LAST = ("spearman.png", "damping.png", "cost_by_size.png", "proponents.md", "pages/proponents.html")
 # They follow every edit of the study, of a key, and of a figure.
 LEFT_OUT = {"gather_provenance", "write_config", "publish_figure"}

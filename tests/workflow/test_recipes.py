@@ -30,6 +30,8 @@ from forebear.runtime.versions import minor_versions
 from forebear.workflow.recipes import Contents, recipe_digest
 from plans import Made, made_files, rules_in
 
+FIGURE = "results/figures/spearman.png"
+
 STAND_IN = """
 from forebear.runtime.job import start
 

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from forebear.data.sequences import Example, encode
 from forebear.errors import ForebearError
-from forebear.evaluation.lds import LEVEL
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.factors.fit import fit_covariances, fit_eigenvalues
 from forebear.factors.gauss_newton import GaussNewton, pack
@@ -29,6 +28,7 @@ from forebear.scores.pairwise import Request, pairwise_scores
 
 FITTED = ("covariances", "eigenbasis", "eigenvalues")
 STEPS = (*FITTED, "fitting", "queries", "scores", "cg")  # `fitting` is the sum of the three
+LEVEL = 0.95  # of the intervals of exponents
 
 
 def measure_sizes(

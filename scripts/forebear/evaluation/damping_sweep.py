@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from forebear.data.sequences import Example
-from forebear.evaluation.lds import _nanmean, rank_correlations
 from forebear.factors.eigenvalue_functions import Damping
 from forebear.gradients.blocks import Block, device_of
 from forebear.gradients.capture import captured_batches, working_dtype
@@ -92,25 +90,3 @@ def _in_eigenbasis(vectors: Mapping[str, Tensor], blocks: Sequence[Block], inver
         block.name: basis.gradient[block.name].T @ (vectors[block.name] @ basis.activation[block.module])
         for block in blocks
     }
-
-
-def sweep_table(predictions: np.ndarray, grid: Mapping[str, np.ndarray], gain: np.ndarray) -> pd.DataFrame:
-    """LDS of every setting of a sweep: on the half of the queries that chooses, and on the other.
-
-    Args:
-        predictions: [A, L, W, R, Q] of R retrainings.
-        grid: `alpha` [A], `later` [L], `own` [W].
-        gain: [R, Q] minus the query losses of the retrained models.
-
-    Returns:
-        One row a setting: `alpha`, `later`, `own`, `lds_chosen` (queries 0, 2, 4, ...) and
-        `lds_reported` (1, 3, 5, ...).
-    """
-    rows = []
-    for places in np.ndindex(predictions.shape[:3]):
-        correlations = rank_correlations(predictions[places], gain)
-        setting = {axis: values[place] for (axis, values), place in zip(grid.items(), places, strict=True)}
-        rows.append(
-            {**setting, "lds_chosen": _nanmean(correlations[::2]), "lds_reported": _nanmean(correlations[1::2])}
-        )
-    return pd.DataFrame(rows)

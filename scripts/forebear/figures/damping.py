@@ -17,7 +17,7 @@ def plot_damping(table: pd.DataFrame, title: str) -> Figure:
 
     Args:
         table: one row a setting with `alpha`, `later`, `own`, `lds_chosen`, `lds_reported`
-            (evaluation.sweep_table). The setting that is best by `lds_chosen` is framed in
+            (evaluation.damping_table). The setting that is best by `lds_chosen` is framed in
             every row of panels.
     """
     alphas = sorted(table["alpha"].unique())

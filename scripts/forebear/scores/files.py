@@ -14,7 +14,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 
 from forebear.artifacts.growing import Store, store_path
 from forebear.artifacts.hdf5 import SCORE_UNITS, Attributes, create, open_checked, open_to_stay, read_attributes
@@ -22,7 +21,6 @@ from forebear.artifacts.manifests import read_manifest
 from forebear.artifacts.shards import Shard, shard_kind
 from forebear.errors import ForebearError, removal, shortened
 from forebear.runtime.atomic import explained_write
-from forebear.scores.trak import Member
 
 
 class ScoresWriter:
@@ -208,15 +206,3 @@ def write_self_influence(
 def read_self_influence(path: str | Path, expected: Attributes | None = None) -> np.ndarray:
     with open_checked(path, "self-influence", expected) as file:
         return file["values"][()]
-
-
-def write_members(path: str | Path, members: Sequence[Member], attributes: Attributes) -> None:
-    with create(path, "TRAK features", attributes) as file:
-        for k, member in enumerate(members):
-            for name, tensor in vars(member).items():
-                file[f"{k}/{name}"] = tensor.numpy()
-
-
-def read_members(path: str | Path, expected: Attributes | None = None) -> list[Member]:
-    with open_checked(path, "TRAK features", expected) as file:
-        return [Member(**{name: torch.from_numpy(part[name][()]) for name in part}) for part in file.values()]

@@ -19,12 +19,14 @@ operations, and has no structured one.)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from forebear.artifacts.hdf5 import Attributes, create, open_checked
 from forebear.data.batches import IGNORED, Batch
 from forebear.data.sequences import Example
 from forebear.gradients.blocks import Block, device_of
@@ -122,3 +124,15 @@ def _kernel(member: Member) -> Tensor:
     """φ(z)ᵀ (ΦᵀΦ)⁻¹ φ(x), [N, Q]."""
     documents, queries = member.documents.double(), member.queries.double()
     return documents @ torch.linalg.pinv(documents.T @ documents, hermitian=True) @ queries.T
+
+
+def write_members(path: str | Path, members: Sequence[Member], attributes: Attributes) -> None:
+    with create(path, "TRAK features", attributes) as file:
+        for k, member in enumerate(members):
+            for name, tensor in vars(member).items():
+                file[f"{k}/{name}"] = tensor.numpy()
+
+
+def read_members(path: str | Path, expected: Attributes | None = None) -> list[Member]:
+    with open_checked(path, "TRAK features", expected) as file:
+        return [Member(**{name: torch.from_numpy(part[name][()]) for name in part}) for part in file.values()]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from forebear.evaluation.damping_sweep import sweep_table
+from forebear.evaluation.damping_table import sweep_table
 from forebear.evaluation.lds import document_effects, mean_with_interval, noise_ceiling, rank_correlations
 from forebear.evaluation.ranking import mean_reciprocal_rank, recall_at, relevant_indices
 from forebear.evaluation.table import evaluate_estimator
