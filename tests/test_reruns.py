@@ -14,13 +14,20 @@ from forebear.config.reading import reference
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 # These make another stage of it, under files of its own.
 STRUCTURE = {"stages[].name", "stages[].task", "stages[].checkpoint"}
+PASSES = {"compute_pairwise_scores", "gather_scores"}
 # Edits that reach only some of a rule's jobs: those of one stage, or of one pass.
 PARTLY = {
-    "`stages[1].training`": {"train_stage", "fit_covariances", "compute_eigenbasis", "fit_eigenvalues"},
-    "`stages[1].damping`": {"precondition_queries", "compute_pairwise_scores"},
-    "`stages[1].alpha`": {"precondition_queries", "compute_pairwise_scores"},
-    "`estimators`, one more": {"compute_pairwise_scores"},
-    "`solvers`": {"compute_pairwise_scores"},
+    "`stages[1].training`": {
+        "train_stage",
+        "fit_covariances",
+        "compute_eigenbasis",
+        "fit_eigenvalues",
+        "gather_factors",
+    },
+    "`stages[1].damping`": {"precondition_queries", *PASSES},
+    "`stages[1].alpha`": {"precondition_queries", *PASSES},
+    "`estimators`, one more": PASSES,
+    "`solvers`": PASSES,
     **{key: {"prepare_data"} for key in reruns.FILES},
 }
 

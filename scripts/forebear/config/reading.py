@@ -99,7 +99,7 @@ def read_yaml(path: str | Path) -> object:
     """
     try:
         with Path(path).open(encoding="utf-8") as handle:
-            return yaml.load(handle, _Loader) or {}
+            return _Loader(handle).get_single_data() or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ForebearError(f"{path}: cannot be read as a config ({error}); correct its name or its YAML.") from error
 

@@ -7,14 +7,15 @@ from conftest import parameter_gradients, random_examples, tiny_model
 from forebear.data.batches import collate
 from forebear.gradients.blocks import tracked_blocks
 from forebear.gradients.capture import capture
-from forebear.scores.files import read_members, write_members
 from forebear.scores.trak import (
     Member,
     ensemble_scores,
     error_probabilities,
     projected_gradients,
     projections,
+    read_members,
     sequence_margins,
+    write_members,
 )
 
 SIDE, SEED = 3, (0, 1)
