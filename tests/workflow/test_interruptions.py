@@ -259,11 +259,12 @@ def test_one_worker_or_two_give_the_same_bits(workspace, finished):
         assert np.array_equal(one["measurements"][()], two["measurements"][()])
 
 
-def test_a_pass_that_fails_leaves_no_scores_from_before_the_change(workspace, finished):
+def test_after_a_pass_that_fails_scores_from_before_the_change_do_not_count(workspace, finished):
     """As Snakemake's update() would: it restores the old file as the newest, and nothing is to be done."""
     set_damping(workspace)
     assert snakemake(workspace, SCORES, KILLED="1").returncode == 1
-    assert not (workspace / SCORES).exists()
+    assert not (workspace / SHARD).exists()
+    assert "gather_scores" in snakemake(workspace, SCORES, "--dry-run").stdout
     run = snakemake(workspace, SCORES)
     assert run.returncode == 0, run.stdout
     assert not np.allclose(matrix(workspace), matrix(finished))

@@ -363,7 +363,8 @@ def what_happens_to_damaged_stores(folder: Path) -> None:
     ]
     expected = read_scores(folder / SCORES, "multistage-ekfac").matrix
     for damage in (Path.unlink, lambda store: store.write_bytes(store.read_bytes()[:1000])):
-        (folder / SCORES).unlink()
+        for path in (SCORES, NORMALISED):
+            (folder / path).unlink()
         damage(folder / "results/tiny/scores/pretraining/at_pretraining/.store/2-of-3/multistage-ekfac.h5")
         shared(folder, 3)
         computed = [re.search(r"^scores: ", log.read_text(), re.MULTILINE) is not None for log in logs]
