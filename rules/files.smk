@@ -62,8 +62,8 @@ def checkpoint_files(wildcards):
 def previous_stage(study, stage):
     """The stage before one in its chain, or None."""
     names = CONFIG.studies[study].stage_names
-    place = names.index(stage)
-    return names[place - 1] if place else None
+    index = names.index(stage)
+    return names[index - 1] if index else None
 
 
 def checkpoint_before(wildcards):
@@ -218,13 +218,13 @@ def link_of(wildcards, point):
     The stages after the documents' (the wildcard `stage`) are.
     """
     study, stage = study_of(wildcards), study_of(wildcards).stage(data_of(point))
-    place = study.stage_names.index(stage.name)
+    index = study.stage_names.index(stage.name)
     at_own_model = data_of(point) == model_of(point)
     return {
         "point": point,
         "damping": stage.damping.model_dump(),
-        "alpha": stage.alpha if place > 0 and at_own_model else None,
-        "scaled": place > study.stage_names.index(wildcards.stage),
+        "alpha": stage.alpha if index > 0 and at_own_model else None,
+        "scaled": index > study.stage_names.index(wildcards.stage),
         "seed": study.training_seed,
     }
 

@@ -57,7 +57,7 @@ rule train_stage:
     params:
         study="{study}",
         stage="{stage}",
-        place=lambda w: study_of(w).stage_names.index(w.stage),
+        stage_index=lambda w: study_of(w).stage_names.index(w.stage),
         task=lambda w: study_of(w).stage(w.stage).task,
         training=lambda w: study_of(w).stage(w.stage).training.model_dump(),
         model=lambda w: None if previous_stage(w.study, w.stage) else study_of(w).model,

@@ -85,7 +85,7 @@ rule compute_trak_scores:
         runtime=growing(60),
     params:
         study="{study}",
-        place=lambda w: study_of(w).attributed.index(w.stage),
+        stage_index=lambda w: study_of(w).attributed.index(w.stage),
         engine=engine("compute_trak_scores"),
     message:
         "{wildcards.study}: {wildcards.stage} scored by TRAK"
@@ -116,7 +116,7 @@ rule compute_baseline_scores:
         study="{study}",
         stage="{stage}",
         estimator="{estimator}",
-        place=lambda w: study_of(w).attributed.index(w.stage),
+        stage_index=lambda w: study_of(w).attributed.index(w.stage),
         batch_tokens=from_study("batch_tokens"),
         loading=lambda w: {**loading_of(w.study, "precision"), "gpus": baseline_gpus(w)},
         seed=from_study("seed"),

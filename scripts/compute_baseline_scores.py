@@ -20,7 +20,7 @@ from forebear.scores.files import write_scores
 params, files = snakemake.params, snakemake.input
 loading = params.loading
 collection, queries = [Records(file) for file in files.collection], read_records(files.queries)
-documents = collection[params.place]
+documents = collection[params.stage_index]
 digests = {"data_digest": file_digest(files.records), "query_data_digest": file_digest(files.queries)}
 if files.manifest:
     digests["model_digest"] = read_manifest(files.manifest)["model_digest"]
@@ -50,10 +50,10 @@ with measured() as cost:
     if params.estimator == "cka":
         scores = cka_scores(model, encoded[0], patterns, params.batch_tokens)
     elif params.estimator == "bm25":
-        before = sum(map(len, collection[: params.place]))
+        before = sum(map(len, collection[: params.stage_index]))
         scores = bm25_scores(index, queries)[before:][: len(documents)]
     elif params.estimator == "random":
-        scores = random_scores(len(documents), len(queries), (params.seed, params.place))
+        scores = random_scores(len(documents), len(queries), (params.seed, params.stage_index))
     else:
         scores = cosine_scores(*embeddings)
 

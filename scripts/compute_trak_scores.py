@@ -13,8 +13,8 @@ params, files = snakemake.params, snakemake.input
 queries = {"query_data_digest": file_digest(files.queries)}
 members = read_members(files.features, {"data_digest": collection_digest(files.collection), **queries})
 counts = [len(Records(file)) for file in files.collection]
-first = sum(counts[: params.place])
+first = sum(counts[: params.stage_index])
 with measured() as cost:
-    scores = ensemble_scores(members)[first:][: counts[params.place]]
+    scores = ensemble_scores(members)[first:][: counts[params.stage_index]]
 attributes = {"study": params.study, "data_digest": file_digest(files.records), **queries, **cost}
 write_scores(snakemake.output.scores, "trak", scores, attributes)

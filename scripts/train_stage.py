@@ -39,7 +39,7 @@ with measured() as cost:
         model.to(device_for(loading["gpus"])),
         examples,
         Schedule(**params.training),
-        (params.seed, params.place),
+        (params.seed, params.stage_index),
         description=params.stage,
     )
 save_checkpoint(

@@ -55,12 +55,12 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self._reopened(set(keys)) or self._begun()
             known = self.file["keys"].asstr()[()].tolist()
-            places = {key: place for place, key in enumerate(dict.fromkeys([*known, *keys]))}
-            self.rows = np.array([places[key] for key in keys], int)
-            if len(places) > len(known):
+            row_of = {key: row for row, key in enumerate(dict.fromkeys([*known, *keys]))}
+            self.rows = np.array([row_of[key] for key in keys], int)
+            if len(row_of) > len(known):
                 self._unseal()
-                self.file["keys"].resize(len(places), axis=0)
-                self.file["keys"][:] = np.array(list(places), KEY)
+                self.file["keys"].resize(len(row_of), axis=0)
+                self.file["keys"][:] = np.array(list(row_of), KEY)
             self.written = self.by_part("written", bool)[()]
             self.file.flush()
 

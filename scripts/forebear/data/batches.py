@@ -21,7 +21,7 @@ class Batch:
     attention mask is needed.
     """
 
-    indices: Tensor  # [B] places of the sequences in the data set
+    indices: Tensor  # [B] indices of the sequences in the data set
     ids: Tensor  # [B, T]
     labels: Tensor  # [B, T] the token or class that position t must predict, or IGNORED
     positions: Tensor  # [B, T] bool: the first `Example.positions` of each sequence
@@ -67,7 +67,7 @@ def batch_indices(
     first, so that running out of memory is noticed at once.
 
     Args:
-        documents: places of the sequences that are wanted, ascending; all by default. Some
+        documents: indices of the sequences that are wanted, ascending; all by default. Some
             of the whole's batches are again those batches.
     """
     lengths = lengths_of(examples)
@@ -86,7 +86,7 @@ def batches(examples: Sequence[Example], batch_tokens: int) -> list[Batch]:
 
 
 def shard_documents(examples: Sequence[Example], batch_tokens: int, shard: int, shards: int) -> np.ndarray:
-    """Places [n] int64, ascending, of the documents of a shard, counted from 1: those of every `shards`-th batch.
+    """Indices [n] int64, ascending, of the documents of a shard, counted from 1: those of every `shards`-th batch.
 
     Shards are made of whole batches, so that the very same batches are computed however
     many they are, and have like lengths. There are none where there are fewer batches than shards.

@@ -187,8 +187,8 @@ def _content_bound(
     if bare != content and script.saying(turn, bare).render(number)[0] == text:
         content = bare  # the template strips it
     marked, _ = script.saying(turn, _MARK + content if before else content + _MARK).render(number)
-    place = marked.find(_MARK)
-    return place if place >= 0 and text.startswith(marked[:place]) else None
+    start = marked.find(_MARK)
+    return start if start >= 0 and text.startswith(marked[:start]) else None
 
 
 def _not_found(script: _Script, turn: int) -> ForebearError:

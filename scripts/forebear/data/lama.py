@@ -69,10 +69,10 @@ def read_sentences(folder: str | Path, wanted: set[Fact]) -> list[dict]:
                 fact = tuple(uri.rpartition("/")[2] for uri in uris)
                 if triple.get("sentence_id") is not None and all("wikidata.org/" in uri for uri in uris):
                     stated.setdefault(triple["sentence_id"], []).append(fact)
-            for place, facts in sorted(stated.items()):
+            for index, facts in sorted(stated.items()):
                 if wanted.intersection(facts):
-                    start, end = abstract["sentences_boundaries"][place]
-                    name = f"{abstract.get('docid', number)}#{place}"
+                    start, end = abstract["sentences_boundaries"][index]
+                    name = f"{abstract.get('docid', number)}#{index}"
                     sentences.append({"id": f"{path.stem}:{name}", "text": abstract["text"][start:end], "facts": facts})
     return sentences
 
@@ -115,16 +115,16 @@ def _index(sentences: Sequence[dict]) -> tuple[dict[Fact, list[int]], dict[str, 
     """Fact → sentences that state it, and object → sentences that state something of it."""
     stating: dict[Fact, list[int]] = {}
     about: dict[str, list[int]] = {}
-    for place, sentence in enumerate(sentences):
+    for number, sentence in enumerate(sentences):
         for fact in dict.fromkeys(sentence["facts"]):
-            stating.setdefault(fact, []).append(place)
+            stating.setdefault(fact, []).append(number)
         for name in dict.fromkeys(fact[2] for fact in sentence["facts"]):
-            about.setdefault(name, []).append(place)
+            about.setdefault(name, []).append(number)
     return stating, about
 
 
 def _draw(generator: np.random.Generator, total: int, wanted: int) -> list[int]:
-    """At most `wanted` of `total` places, none twice, in order."""
+    """At most `wanted` of `total` indices, none twice, in order."""
     return sorted(generator.choice(total, min(total, wanted), replace=False).tolist())
 
 

@@ -17,10 +17,10 @@ def with_neighbours(
     """
     normalise = torch.nn.functional.normalize
     nearest = (normalise(query_vectors) @ normalise(pool_vectors).T).topk(min(count, len(pool)), dim=1).indices.tolist()
-    places = {document["id"]: i for i, document in enumerate(pool)}
+    indices = {document["id"]: i for i, document in enumerate(pool)}
     named, everything = [], set()
     for query, found in zip(queries, nearest, strict=True):
-        chosen = sorted({*found, *(places[name] for name in query.get("relevant", []) if name in places)})
+        chosen = sorted({*found, *(indices[name] for name in query.get("relevant", []) if name in indices)})
         everything.update(chosen)
         named.append({**query, "candidates": [pool[i]["id"] for i in chosen]})
     return named, [pool[i] for i in sorted(everything)]

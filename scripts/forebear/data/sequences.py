@@ -258,6 +258,6 @@ def _cut(
         end = _last(targets) + 1
         start = end - int(targets[:end][::-1].argmin())  # ids[start:end] is the last run
         dropped = min(max(end - max_length, 0), max(start - max(kept, 1), 0))
-        places = np.r_[:kept, kept + dropped : end]
-        ids, targets = ids[places], targets[places]
+        indices = np.r_[:kept, kept + dropped : end]
+        ids, targets = ids[indices], targets[indices]
     return ids[:max_length], targets[:max_length]

@@ -39,7 +39,7 @@ def tokenise(tokenizer, texts: Sequence[str], offsets: bool = True) -> list[Piec
     if not offsets:
         return [Pieces(ids, None) for ids in found["input_ids"]]
     pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
-    return [Pieces(ids, np.array(places, np.int64).reshape(-1, 2)) for ids, places in pairs]
+    return [Pieces(ids, np.array(spans, np.int64).reshape(-1, 2)) for ids, spans in pairs]
 
 
 def convention_of(tokenizer) -> Convention:
@@ -50,11 +50,11 @@ def convention_of(tokenizer) -> Convention:
     """
     (plain,) = tokenise(tokenizer, ["a"], offsets=False)
     whole = list(tokenizer("a")["input_ids"])
-    places = range(len(whole) - len(plain.ids) + 1)
-    place = next((i for i in places if whole[i : i + len(plain.ids)] == plain.ids), 0)
-    before, after = whole[:place], whole[place + len(plain.ids) :]
+    starts = range(len(whole) - len(plain.ids) + 1)
+    begin = next((i for i in starts if whole[i : i + len(plain.ids)] == plain.ids), 0)
+    before, after = whole[:begin], whole[begin + len(plain.ids) :]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if not whole[:place] and bos is not None and bos != eos and _leaves_open(tokenizer):
+    if not whole[:begin] and bos is not None and bos != eos and _leaves_open(tokenizer):
         before = [bos]
     start = bos if bos is not None else before[-1] if before else None
     return Convention(before, after, start, eos, tokenizer.eos_token, frozenset(tokenizer.all_special_ids))

@@ -21,9 +21,9 @@ def sweep_table(predictions: np.ndarray, grid: Mapping[str, np.ndarray], gain: n
         `lds_reported` (1, 3, 5, ...).
     """
     rows = []
-    for places in np.ndindex(predictions.shape[:3]):
-        correlations = rank_correlations(predictions[places], gain)
-        setting = {axis: values[place] for (axis, values), place in zip(grid.items(), places, strict=True)}
+    for indices in np.ndindex(predictions.shape[:3]):
+        correlations = rank_correlations(predictions[indices], gain)
+        setting = {axis: values[index] for (axis, values), index in zip(grid.items(), indices, strict=True)}
         rows.append(
             {**setting, "lds_chosen": _nanmean(correlations[::2]), "lds_reported": _nanmean(correlations[1::2])}
         )

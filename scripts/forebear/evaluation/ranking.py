@@ -41,19 +41,19 @@ def candidate_mask(documents: Sequence[dict], queries: Sequence[dict]) -> np.nda
     """[N, Q] bool, whether a query's `candidates` name a document; None if no query has any."""
     if not any("candidates" in query for query in queries):
         return None
-    places = {document["id"]: i for i, document in enumerate(documents)}
+    indices = {document["id"]: i for i, document in enumerate(documents)}
     mask = np.zeros((len(documents), len(queries)), bool)
     for column, query in zip(mask.T, queries, strict=True):
-        column[[places[name] for name in query.get("candidates", places) if name in places]] = True
+        column[[indices[name] for name in query.get("candidates", indices) if name in indices]] = True
     return mask
 
 
 def relevant_indices(documents: Sequence[dict], queries: Sequence[dict]) -> list[list[int]]:
-    """For every query, the places of the documents, of any attributed stage, that its `relevant` names."""
-    places: dict[str, list[int]] = {}
+    """For every query, the indices of the documents, of any attributed stage, that its `relevant` names."""
+    indices: dict[str, list[int]] = {}
     for i, document in enumerate(documents):
-        places.setdefault(document["id"], []).append(i)
-    return [[i for name in query.get("relevant", []) for i in places.get(name, [])] for query in queries]
+        indices.setdefault(document["id"], []).append(i)
+    return [[i for name in query.get("relevant", []) for i in indices.get(name, [])] for query in queries]
 
 
 def unknown_names(documents: Sequence[dict], queries: Sequence[dict]) -> str | None:

@@ -35,7 +35,7 @@ def fit_covariances(
     """Covariances over all positions of a data set, labels drawn from the model.
 
     Args:
-        documents: places, ascending, of those that are counted; all by default.
+        documents: indices, ascending, of those that are counted; all by default.
         double: whether the means are in float64, so that nothing is lost when shards are put together, in
             place of the working precision.
     """

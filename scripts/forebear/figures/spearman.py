@@ -164,8 +164,8 @@ def _place_labels(axes: Axes, labels: Sequence[tuple[Text, float, float]], defin
                 box = text.get_window_extent()
                 outside = box.y0 < axes.bbox.y0 or box.y1 > axes.bbox.y1
                 covered.append((sum(map(box.overlaps, boxes)) + 100 * outside, side, y, alignment))
-        _, *place = min(covered, key=lambda candidate: candidate[0])  # the first of equals
-        _move_label(axes, text, *place)
+        _, *index = min(covered, key=lambda candidate: candidate[0])  # the first of equals
+        _move_label(axes, text, *index)
 
 
 def _move_label(axes: Axes, text: Text, side: float, y: float, alignment: str) -> None:
@@ -242,8 +242,8 @@ def _draw_legend(axes: Axes, evaluation: pd.DataFrame, ceiling: tuple[float, flo
         handlelength=1.3, handletextpad=0.5, labelspacing=0.32,
         title="LDS of each estimator, by family", title_fontsize=10.5, alignment="left",
     )  # fmt: skip
-    for place, text in enumerate(legend.get_texts()):
-        if place in headings:
+    for index, text in enumerate(legend.get_texts()):
+        if index in headings:
             text.set(fontweight="bold", color="0.2")
 
 

@@ -114,8 +114,8 @@ def nudge_apart(figure: Figure, axes: Axes, defined: pd.DataFrame) -> None:
     Their data stay what they are: the nudge is in the artists' transforms.
     """
     for names in _coinciding(axes, defined):
-        for place, name in enumerate(names):
-            points = _NUDGE * (place - (len(names) - 1) / 2)
+        for index, name in enumerate(names):
+            points = _NUDGE * (index - (len(names) - 1) / 2)
             shift = ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
             for line in axes.lines:
                 if (line.get_gid() or "").startswith(f"{name}/"):

@@ -242,8 +242,8 @@ def _head_size(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _rows(place: int, size: int) -> slice:
-    return slice(place * size, (place + 1) * size)
+def _rows(index: int, size: int) -> slice:
+    return slice(index * size, (index + 1) * size)
 
 
 _HEAD_LAYOUTS: dict[str, Callable[[str, PreTrainedConfig], dict[str, slice]]] = {

@@ -62,7 +62,7 @@ class Use:
     output: GradientEdge  # whose gradient is the output's, whatever is written into that afterwards
     shape: torch.Size  # of the output, [..., O]
     dtype: torch.dtype
-    tokens: Tensor | None  # [n] places in the flattened batch, ascending, of the vectors; None: of all tokens in order
+    tokens: Tensor | None  # [n] indices in the flattened batch, ascending, of the vectors; None: of all tokens in order
 
 
 def observed_labels(logits: Tensor, batch: Batch) -> Tensor:
@@ -203,29 +203,29 @@ def _gathered(
         activations [B, T, I], gradients [B, T, O], and which are no padding, [B, T].
     """
     sequences, length = batch.ids.shape
-    places, inputs, outputs = [], [], []
+    positions, inputs, outputs = [], [], []
     for use, gradient in zip(uses, gradients, strict=True):
         tokens = torch.arange(sequences * length, device=use.inputs.device) if use.tokens is None else use.tokens
         if use.tokens is None:
             _by_sequence(use.inputs, batch, module)
-        places.append(tokens)
+        positions.append(tokens)
         inputs.append(use.inputs.flatten(0, -2))
         outputs.append(_or_zeros(gradient, use).flatten(0, -2))
     if not uses:
         empty = batch.labels.new_zeros(sequences, 1 if expert else length, dtype=torch.float32)
         return empty[..., None].expand(-1, -1, shape[1]), empty[..., None].expand(-1, -1, shape[0]), empty.bool()
-    tokens = torch.cat(places)
+    tokens = torch.cat(positions)
     kept = batch.positions.flatten().to(tokens.device)[tokens].nonzero().squeeze(1)
     kept = kept[(tokens[kept] // length).argsort(stable=True)]
     sequence = tokens[kept] // length
     counts = sequence.bincount(minlength=sequences)
-    place = torch.arange(len(kept), device=tokens.device) - (counts.cumsum(0) - counts)[sequence]
+    position = torch.arange(len(kept), device=tokens.device) - (counts.cumsum(0) - counts)[sequence]
     width = max(1, int(counts.max())) if expert else len(uses) * length
 
     def padded(vectors: list[Tensor]) -> Tensor:
         whole = torch.cat(vectors)
         result = whole.new_zeros(sequences, width, whole.shape[-1])
-        result[sequence, place] = whole[kept]
+        result[sequence, position] = whole[kept]
         return result
 
     return padded(inputs), padded(outputs), torch.arange(width, device=tokens.device) < counts[:, None]

@@ -20,7 +20,7 @@ from forebear.errors import ForebearError
 
 IMPLEMENTATION = "forebear"
 
-# (experts, name of the weight, which expert, vectors [n, I], its output [n, O], places of the tokens [n])
+# (experts, name of the weight, which expert, vectors [n, I], its output [n, O], indices of the tokens [n])
 # → the output to go on with
 Watcher = Callable[[nn.Module, str, int, Tensor, Tensor, Tensor], Tensor]
 
@@ -97,10 +97,10 @@ def _one_by_one(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, 
     result = torch.zeros_like(hidden_states)
     chosen, weights = top_k_index.flatten(), top_k_weights.flatten()
     numbers, counts = chosen.unique(return_counts=True)
-    for expert, places in zip(numbers.tolist(), chosen.argsort(stable=True).split(counts.tolist()), strict=True):
+    for expert, indices in zip(numbers.tolist(), chosen.argsort(stable=True).split(counts.tolist()), strict=True):
         if not 0 <= expert < first.experts:
             continue
-        tokens = places // top_k_index.shape[-1]
+        tokens = indices // top_k_index.shape[-1]
 
         def mapped(name: str, vectors: Tensor, expert: int = expert, tokens: Tensor = tokens) -> Tensor:
             weight, bias = expert_weight(experts, name, expert)
@@ -112,7 +112,7 @@ def _one_by_one(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, 
         output = mapped(second.name, inner)
         if getattr(experts, "has_post_expert_norm", False):
             output = experts.post_expert_norm(output)
-        result.index_add_(0, tokens, (output * weights[places, None]).to(result.dtype))
+        result.index_add_(0, tokens, (output * weights[indices, None]).to(result.dtype))
     return result
 
 

@@ -14,25 +14,25 @@ from torch import Tensor
 PAIRS = 1 << 21  # of terms that are multiplied at once: 8 MiB in float32
 
 
-def as_slice(places: np.ndarray) -> slice | np.ndarray:
-    """Increasing places, as a slice where nothing lies between them: HDF5 reads and writes that far faster."""
-    if len(places) and places[-1] - places[0] == len(places) - 1:
-        return slice(int(places[0]), int(places[-1]) + 1)
-    return places
+def as_slice(indices: np.ndarray) -> slice | np.ndarray:
+    """Increasing indices, as a slice where nothing lies between them: HDF5 reads and writes that far faster."""
+    if len(indices) and indices[-1] - indices[0] == len(indices) - 1:
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return indices
 
 
 class Rows:
-    """Some rows of a dataset in an open file, at increasing places, read whenever they are asked for."""
+    """Some rows of a dataset in an open file, at increasing indices, read whenever they are asked for."""
 
-    def __init__(self, dataset: h5py.Dataset, places: np.ndarray):
-        self._dataset, self._places = dataset, places
-        self.shape = (len(places), *dataset.shape[1:])
+    def __init__(self, dataset: h5py.Dataset, indices: np.ndarray):
+        self._dataset, self._indices = dataset, indices
+        self.shape = (len(indices), *dataset.shape[1:])
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __getitem__(self, rows: slice | Tensor) -> np.ndarray:
-        return self._dataset[as_slice(self._places[rows])]
+        return self._dataset[as_slice(self._indices[rows])]
 
 
 @dataclass(frozen=True)

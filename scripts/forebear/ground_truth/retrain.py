@@ -59,9 +59,9 @@ def retrain(
         The model of every one of these stages; at the last one queries are measured.
     """
     model, trained = initial, []
-    for place, (stage, subset) in enumerate(zip(stages, subsets, strict=True), start=first_stage):
+    for index, (stage, subset) in enumerate(zip(stages, subsets, strict=True), start=first_stage):
         model = with_head(model, stage.task, list(stage.classes or ()), seed)
-        model, record = train(model, stage.examples, stage.schedule, (seed, place), subset, description)
+        model, record = train(model, stage.examples, stage.schedule, (seed, index), subset, description)
         trained.append((model, record))
     return trained
 

@@ -53,10 +53,10 @@ def _rank(model: PreTrainedModel, example: Example) -> int:
     """How many tokens (or classes) are likelier than the first that is right, and one."""
     logits = position_logits(model, example.ids[None].to(model.device))[0]
     if example.label is not None:
-        place, target = -1, example.label
+        position, target = -1, example.label
     else:
-        place, target = example.first_target - 1, example.ids[example.first_target]
-    return int((logits[place] > logits[place, target]).sum()) + 1
+        position, target = example.first_target - 1, example.ids[example.first_target]
+    return int((logits[position] > logits[position, target]).sum()) + 1
 
 
 def _label(model: PreTrainedModel, example: Example) -> tuple[str, bool]:

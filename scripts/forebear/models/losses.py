@@ -26,16 +26,16 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_losses(losses: Tensor, indices: Tensor, description: str) -> None:
-    """Refuse losses [B] that are NaN or infinite, naming the sequences by their places `indices` [B].
+    """Refuse losses [B] that are NaN or infinite, naming the sequences by their `indices` [B].
 
     Raises:
-        ForebearError: with the documents' places in their data set.
+        ForebearError: with the documents' indices in their data set.
     """
     bad = ~torch.isfinite(losses)
     if bad.any():
-        places = indices[bad.cpu()].tolist()
+        found = indices[bad.cpu()].tolist()
         raise ForebearError(
-            f"{description}: the loss is {losses[bad][0].item()} on the documents {shortened(places)} (counted from 0); "
+            f"{description}: the loss is {losses[bad][0].item()} on the documents {shortened(found)} (counted from 0); "
             "check these documents and the weights, or lower `learning_rate`."
         )
 
@@ -48,11 +48,11 @@ def evaluate_losses(
     batch_tokens: int = 8192,
     description: str = "evaluation",
 ) -> Tensor:
-    """Summed cross-entropy of every sequence's targets, [N], or of those at the places `chosen` [N], ascending."""
+    """Summed cross-entropy of every sequence's targets, [N], or of those at the indices `chosen` [N], ascending."""
     chosen = np.arange(len(examples)) if chosen is None else chosen
     losses = torch.empty(len(chosen))
-    for places in batch_indices(examples, batch_tokens, chosen):
-        batch, indices = collate(examples, places).to(model.device), np.searchsorted(chosen, places)
+    for wanted in batch_indices(examples, batch_tokens, chosen):
+        batch, indices = collate(examples, wanted).to(model.device), np.searchsorted(chosen, wanted)
         losses[indices] = sequence_losses(position_logits(model, batch.ids).float(), batch.labels).cpu()
         check_losses(losses[indices], batch.indices, description)
     return losses

@@ -30,7 +30,7 @@ def in_batches(
     """run(batch) of all batches. One that does not fit into memory is run in halves, and so is every later one of its size.
 
     Args:
-        batches: padded tokens per batch, or the batches themselves, as places in `examples`.
+        batches: padded tokens per batch, or the batches themselves, as indices in `examples`.
         description: of the pass, for its progress.
 
     Raises:

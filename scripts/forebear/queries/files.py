@@ -122,16 +122,16 @@ class QueryColumnsWriter:
 
     def write_rows(self, name: str, rows: slice | np.ndarray | Tensor, values: Tensor) -> None:
         """Some rows of a dataset [Q, ...]."""
-        values, places = values.cpu().numpy(), self._store.rows[rows if isinstance(rows, slice) else np.asarray(rows)]
-        if (np.diff(places) <= 0).any():  # h5py wants increasing ones
-            places, order = np.unique(places, return_index=True)
+        values, indices = values.cpu().numpy(), self._store.rows[rows if isinstance(rows, slice) else np.asarray(rows)]
+        if (np.diff(indices) <= 0).any():  # h5py wants increasing ones
+            indices, order = np.unique(indices, return_index=True)
             values = values[order]
         with explained_write(self._store.path):
             dataset = self._store.by_query(name, values.shape[1:], values.dtype)
             if values.shape[1:] != dataset.shape[1:]:
                 more = np.subtract(dataset.shape, values.shape)
                 values = np.pad(values, [(0, 0), *((0, zeros) for zeros in more[1:])])
-            dataset[as_slice(places)] = values
+            dataset[as_slice(indices)] = values
             self._store.file.flush()  # a full disk is noticed here; HDF5 can crash when it finds out later
 
     def read_rows(self, name: str) -> Tensor:

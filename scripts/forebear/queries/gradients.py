@@ -24,21 +24,21 @@ def stream_query_gradients(
     """The losses m of all queries, [Q]; what their gradients are made of goes to `write`.
 
     Args:
-        queries: places, ascending, of those that are wanted; the others' losses are NaN. All by default.
-        write: called with ("activations", linear map, increasing places [B] of queries,
-            a [B, T, I]) and ("gradients", block, places, g [B, T, O]), T being that of the longest of
+        queries: indices, ascending, of those that are wanted; the others' losses are NaN. All by default.
+        write: called with ("activations", linear map, increasing indices [B] of queries,
+            a [B, T, I]) and ("gradients", block, indices, g [B, T, O]), T being that of the longest of
             these (n times that, where a map is used n times). Of an expert T is as many tokens as one
             of them sends there.
     """
     losses = torch.full((len(examples),), torch.nan, dtype=working_dtype(model))
     wanted = batch_indices(examples, batch_tokens, queries)
     for batch, captured in captured_batches(model, blocks, examples, wanted, "query gradients"):
-        places, order = batch.indices.sort()
-        losses[places] = captured.losses.cpu()[order]
+        indices, order = batch.indices.sort()
+        losses[indices] = captured.losses.cpu()[order]
         vectors = {("activations", module): a for module, a in captured.activations.items()}
         vectors |= {("gradients", block.name): captured.block(block)[1] for block in blocks}
         for (kind, name), values in vectors.items():
-            write(kind, name, places, values.cpu()[order])
+            write(kind, name, indices, values.cpu()[order])
     return losses
 
 
@@ -48,14 +48,14 @@ def query_gradients(
     """∇m of every query, block → [Q, O, I], and its loss m [Q], all in memory."""
     parts: dict[tuple[str, str], Tensor] = {}
 
-    def write(kind: str, name: str, places: Tensor, values: Tensor) -> None:
+    def write(kind: str, name: str, indices: Tensor, values: Tensor) -> None:
         part, tokens = parts.get((kind, name)), values.shape[1]
         if part is None or part.shape[1] < tokens:  # a later query may have more
             grown = values.new_zeros(len(examples), *values.shape[1:])
             if part is not None:
                 grown[:, : part.shape[1]] = part
             parts[kind, name] = part = grown
-        part[places, :tokens] = values
+        part[indices, :tokens] = values
 
     losses = stream_query_gradients(model, blocks, examples, batch_tokens, write)
     gradients = {b.name: OuterProducts(parts["gradients", b.name], parts["activations", b.module]) for b in blocks}

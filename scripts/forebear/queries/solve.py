@@ -50,7 +50,7 @@ class SolverOptions:
 
 
 def choose_queries(total: int, queries: int) -> Tensor:
-    """Places of `queries` of the `total` queries, evenly spaced; of all, if there are fewer."""
+    """Indices of `queries` of the `total` queries, evenly spaced; of all, if there are fewer."""
     return torch.linspace(0, total - 1, min(queries, total)).round().long()
 
 

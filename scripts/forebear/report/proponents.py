@@ -190,7 +190,7 @@ def _question_and_reference(query: dict) -> tuple[str, str]:
 
 
 def _strongest(column: np.ndarray, top: int) -> list[int]:
-    """Places of the highest scores above 0, the highest first, equals in the documents' order: [N] → at most top."""
+    """Indices of the highest scores above 0, the highest first, equals in the documents' order: [N] → at most top."""
     order = np.argsort(-column, kind="stable")[:top]
     return [int(i) for i in order if column[i] > 0]
 

@@ -38,7 +38,7 @@ def mean_hidden_states(model: nn.Module, examples: Sequence[Example], batch_toke
 
 
 def unit_patterns(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(places [B], X [B, T, D]) of batches: hidden states, centred over units, scaled so that ‖X Xᵀ‖ = 1.
+    """(indices [B], X [B, T, D]) of batches: hidden states, centred over units, scaled so that ‖X Xᵀ‖ = 1.
 
     Positions that do not count are zero.
     """
@@ -70,7 +70,7 @@ def cka_scores(
     Args:
         queries: what `unit_patterns` gives for them.
     """
-    scores = np.empty((len(documents), sum(len(places) for places, _ in queries)), np.float32)
+    scores = np.empty((len(documents), sum(len(indices) for indices, _ in queries)), np.float32)
     for rows, x in unit_patterns(model, documents, batch_tokens):
         for columns, y in queries:
             products = (x.flatten(0, 1) @ y.flatten(0, 1).T).square_()

@@ -154,7 +154,7 @@ def open_score_job(params: Mapping, files: Mapping) -> ScoreJob:
 
 
 def alike(missing: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of a mask [n, Q] the rows that have the same entries, and these: (rows, places of entries), both ascending.
+    """Of a mask [n, Q] the rows that have the same entries, and these: (rows, indices of entries), both ascending.
 
     Rows without any are left out.
     """

@@ -97,8 +97,8 @@ def chain_scores(chain: Chain, options: FactorOptions) -> tuple[np.ndarray, floa
     columns = apply_chain(gradients, blocks, inverses)
     scores = np.empty((len(first.examples), len(chain.queries)), np.float32)
 
-    def write(_: str, places: np.ndarray, values: np.ndarray) -> None:
-        scores[places] = values
+    def write(_: str, indices: np.ndarray, values: np.ndarray) -> None:
+        scores[indices] = values
 
     request = {"scores": Request("columns", frozenset(block.name for block in blocks))}
     seconds = pairwise_scores(

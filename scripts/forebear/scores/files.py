@@ -166,8 +166,8 @@ class ScoreStore:
         parts = np.searchsorted(self.documents, documents)
         order = np.argsort(parts)  # h5py wants increasing indices
         parts = parts[order]
-        places = dict(zip(self._keys, self._store.rows, strict=True))
-        rows = np.array([places[key] for key in keys], int)
+        row_of = dict(zip(self._keys, self._store.rows, strict=True))
+        rows = np.array([row_of[key] for key in keys], int)
         with explained_write(self._store.path):
             whole = self._matrix[parts]
             whole[:, rows] = np.where(self._store.written[np.ix_(parts, rows)], whole[:, rows], values[order])

@@ -64,7 +64,7 @@ def pairwise_scores(
             which a partition's are read; each name may have its own Q.
         requests: estimator → what it reads.
         write: called with (estimator, document indices [n], scores [n, Q]).
-        documents: places, ascending, of those that are scored; all by default.
+        documents: indices, ascending, of those that are scored; all by default.
         partitions: of blocks and queries, whose columns are held at the same time; one by default.
         factored: blocks whose columns, where they are outer products, are not formed.
 
@@ -118,11 +118,11 @@ def _score_group(
         run = partial(_contract, model, columns, requests, partition, held, clock)
         for batch, sums in in_batches(run, examples, group, name):
             if len(partitions) > 1:
-                places = [rows[document] for document in batch.indices.tolist()]
+                indices = [rows[document] for document in batch.indices.tolist()]
                 for key, term in sums.items():
                     total = totals.setdefault(key, term.new_zeros(len(rows), *term.shape[1:]))
-                    total[places] += term
-                    sums[key] = total[places]
+                    total[indices] += term
+                    sums[key] = total[indices]
             if k == len(partitions):
                 yield batch.indices.numpy(), {e: _score(sums, norms, e) for e in requests}
             clock.restart()
@@ -243,19 +243,19 @@ class _Pending:
 
     def __init__(self, write: Callable[[str, np.ndarray, np.ndarray], None]) -> None:
         self._write = write
-        self._places: list[np.ndarray] = []
+        self._indices: list[np.ndarray] = []
         self._scores: list[dict[str, Tensor]] = []
         self._since = time.monotonic()
 
-    def add(self, places: np.ndarray, scores: dict[str, Tensor]) -> None:
-        self._places.append(places)
+    def add(self, indices: np.ndarray, scores: dict[str, Tensor]) -> None:
+        self._indices.append(indices)
         self._scores.append(scores)
         if time.monotonic() - self._since > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        if self._places:
-            places = np.concatenate(self._places)
+        if self._indices:
+            indices = np.concatenate(self._indices)
             for estimator in self._scores[0]:
-                self._write(estimator, places, torch.cat([s[estimator] for s in self._scores]).float().cpu().numpy())
-        self._places, self._scores, self._since = [], [], time.monotonic()
+                self._write(estimator, indices, torch.cat([s[estimator] for s in self._scores]).float().cpu().numpy())
+        self._indices, self._scores, self._since = [], [], time.monotonic()

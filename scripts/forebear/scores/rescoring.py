@@ -6,7 +6,7 @@ import numpy as np
 
 
 def outermost(scores: np.ndarray, number: int) -> np.ndarray:
-    """Places, ascending, of the documents whose score is among the `number` highest or lowest for any query.
+    """Indices, ascending, of the documents whose score is among the `number` highest or lowest for any query.
 
     Args:
         scores: [N, Q]; a query that was left out has a column of NaN.
@@ -28,7 +28,7 @@ def rescore(
 
     Args:
         compressed: estimator → [N, Q] scores of compressed queries; there may be none.
-        score: called with the places, ascending, of all documents chosen so far; returns
+        score: called with the indices, ascending, of all documents chosen so far; returns
             estimator → [N, Q], of which the rows of these documents are read.
 
     Returns:

@@ -34,7 +34,7 @@ def self_influence(
     """∇ℓ(z)ᵀ H̃⁻¹ ∇ℓ(z) of every sequence that is wanted, [n], with the labels of the data; one pass.
 
     Args:
-        documents: places, ascending, of these; all by default.
+        documents: indices, ascending, of these; all by default.
         inverse: of the stage whose documents and model these are.
     """
     functions = inverse.functions(blocks)

@@ -52,9 +52,9 @@ def token_margins(logits: Tensor, labels: Tensor) -> Tensor:
     Written as logit − logsumexp of the others, which does not lose the digits of 1 − p.
     """
     targets = labels != IGNORED
-    places = labels.masked_fill(~targets, 0)[..., None]
-    others = logits.scatter(-1, places, -torch.inf).logsumexp(-1)
-    return (logits.gather(-1, places)[..., 0] - others).where(targets, 0)
+    right = labels.masked_fill(~targets, 0)[..., None]
+    others = logits.scatter(-1, right, -torch.inf).logsumexp(-1)
+    return (logits.gather(-1, right)[..., 0] - others).where(targets, 0)
 
 
 def sequence_margins(logits: Tensor, labels: Tensor) -> Tensor:

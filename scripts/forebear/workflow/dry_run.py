@@ -178,9 +178,9 @@ def model_of(study: Study, folder: Path, name: str) -> PreTrainedModel | None:
         if stage.checkpoint.path:
             raise ForebearError(f"{stage.checkpoint.path}: there is no config.json of a model; correct `checkpoint`.")
         return None
-    place = study.stage_names.index(name)
-    if place:
-        return model_of(study, folder, study.stage_names[place - 1])
+    index = study.stage_names.index(name)
+    if index:
+        return model_of(study, folder, study.stage_names[index - 1])
     if not study.model:
         return None
     words = build_tokenizer([{"text": " ".join(f"w{k}" for k in range(WORDS))}])
