@@ -329,7 +329,8 @@ def test_an_edit_is_not_forgotten_where_the_job_of_the_factors_is_killed(workspa
 def test_an_edit_is_not_forgotten_where_the_disk_is_full(workspace, tmp_path):
     undisturbed = shutil.copytree(workspace, tmp_path / "undisturbed", copy_function=shutil.copy2)
     for folder in (workspace, undisturbed):
-        edit(folder, estimators=["multistage-ekfac", "gradient-dot"])
+        estimators = yaml.safe_load((folder / "config.yaml").read_text())["studies"]["tiny"]["estimators"]
+        edit(folder, estimators=[name for name in estimators if name != "bm25"])
     here = workspace / "results"
     shutil.rmtree(here)
     here.mkdir()
