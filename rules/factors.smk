@@ -123,6 +123,9 @@ rule gather_factors:
         seed=from_study("training_seed"),
         engine=engine("gather_factors"),
     message:
-        "{wildcards.study}: put the shards of the {wildcards.factor} of {wildcards.point} together"
+        with_needs(
+            "{wildcards.study}: put the shards of the {wildcards.factor} of {wildcards.point} together",
+            gpus=False,
+        )
     script:
         "../scripts/gather_factors.py"

@@ -60,7 +60,10 @@ rule gather_scores:
         kind="scores",
         engine=engine("gather_scores"),
     message:
-        "{wildcards.study}: put the shards of the scores of {wildcards.stage} at the {wildcards.model} model together"
+        with_needs(
+            "{wildcards.study}: put the shards of the scores of {wildcards.stage} at the {wildcards.model} model together",
+            gpus=False,
+        )
     script:
         "../scripts/gather_scores.py"
 
@@ -152,7 +155,10 @@ use rule gather_scores as gather_self_influence with:
     params:
         kind="self-influence",
     message:
-        "{wildcards.study}: put the shards of the self-influence of {wildcards.stage} together"
+        with_needs(
+            "{wildcards.study}: put the shards of the self-influence of {wildcards.stage} together",
+            gpus=False,
+        )
 
 
 rule normalise_scores:
