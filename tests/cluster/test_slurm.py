@@ -105,7 +105,7 @@ def test_memory_and_run_time_rise_with_the_attempt(probes):
 def test_a_cancelled_run_takes_its_jobs_along_and_resumes(tmp_path):
     copy_workflow(tmp_path)
     trained = tmp_path / "results/tiny/models/pretraining/manifest.json"
-    following = tmp_path / "results/tiny/logs/fit_covariances/pretraining.log"
+    following = tmp_path / "results/tiny/logs/fit_covariances/pretraining/1-of-1.log"
 
     process = submit(tmp_path, FACTORS)
     wait_until(following.exists, "the stage is trained and the next job runs")
