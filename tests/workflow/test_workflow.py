@@ -36,7 +36,7 @@ def finished(finished_study, tmp_path_factory) -> Path:
     edit_config(folder, estimators=TINY["studies"]["tiny"]["estimators"])
     run = snakemake(folder)
     assert run.returncode == 0, run.stdout
-    assert "rule train_stage" not in run.stdout
+    assert "(Rule: train_stage)" not in run.stdout
     return folder
 
 
