@@ -15,7 +15,20 @@ from forebear.gradients.capture import capture
 from forebear.gradients.outer_products import formed
 from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
+from forebear.queries.solve import SolverOptions
 
+# Solvers go on until they have the solution.
+OPTIONS = SolverOptions(
+    queries=3,
+    sequences=None,
+    reference_tolerance=1e-10,
+    tolerance=1e-10,
+    iterations=5000,
+    refinements=5000,
+    rank=10_000,
+    lissa_steps=100_000,
+    lissa_sequences=1000,
+)
 PULLS = [0.0, 0.3, 0.7]
 DAMPINGS = [Damping(relative=0.01), Damping(relative=0.02), Damping(absolute=0.005)]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from chains import OPTIONS
 from conftest import parameter_gradients
 from forebear.errors import ForebearError
 from forebear.factors.eigenvalue_functions import Damping
@@ -16,19 +17,8 @@ from forebear.gradients.blocks import tracked_blocks
 from forebear.gradients.outer_products import formed
 from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
-from forebear.queries.solve import SolvedInverse, SolverOptions
+from forebear.queries.solve import SolvedInverse
 
-OPTIONS = SolverOptions(
-    queries=3,
-    sequences=None,
-    reference_tolerance=1e-10,
-    tolerance=1e-10,
-    iterations=5000,
-    refinements=5000,
-    rank=10_000,
-    lissa_steps=100_000,
-    lissa_sequences=1000,
-)
 PULLS = [0.0, 0.3]
 DAMPINGS = [Damping(relative=0.05), Damping(absolute=0.02)]
 

@@ -1,12 +1,14 @@
 """What a loaded model must be, tried on a few tokens: one sentence for each thing that is wrong."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from chains import OPTIONS
 from conftest import fine_tuned, random_examples, tiny_model
 from dense_gradients import sequence_gradients
 from forebear.data.batches import collate
@@ -20,7 +22,7 @@ from forebear.gradients.capture import capture
 from forebear.gradients.gate import check_model
 from forebear.queries.chain import DampedInverse, apply_chain
 from forebear.queries.gradients import query_gradients
-from forebear.queries.solve import SolvedInverse, SolverOptions
+from forebear.queries.solve import SolvedInverse
 from tiny_families import tiny_config
 from tiny_families import tiny_model as tiny_family
 
@@ -202,17 +204,7 @@ def test_solvers_leave_blocks_without_curvature_out(silent, stage_examples, quer
     gradients = {block.name: unformed[block.name].formed() for block in blocks}
     gradients[names[0]] = torch.ones_like(gradients[names[0]])  # of another stage, say
     operator = GaussNewton(models[0], blocks, stage_examples[0], 40)
-    options = SolverOptions(
-        queries=3,
-        sequences=None,
-        reference_tolerance=1e-10,
-        tolerance=0.1,
-        iterations=3,
-        refinements=2,
-        rank=4,
-        lissa_steps=100_000,
-        lissa_sequences=1000,
-    )
+    options = replace(OPTIONS, tolerance=0.1, iterations=3, refinements=2, rank=4)
     for solver in ("pcg", "cg", "arnoldi"):
         inverse = SolvedInverse(operator, ekfac, solver, options, seed=0)
         found = apply_chain(gradients, blocks, [inverse])
